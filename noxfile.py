@@ -1,0 +1,88 @@
+"""Everything that is checked, built and shown. ``nox`` runs it all, the tests last."""
+
+import pathlib
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "typing", "docs", "core_tests", "lowest", "demo", "tests"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def group(name: str) -> list[str]:
+    """Give the packages of a dependency group."""
+    return nox.project.dependency_groups(PROJECT, name)
+
+
+def install_wheel(session: nox.Session, extra: str = "") -> None:
+    """Build the wheel, and install just that: a file left out of it fails a test."""
+    session.install("build")
+    folder = pathlib.Path(session.create_tmp())
+    for old in folder.glob("*.whl"):
+        old.unlink()
+    session.run("python", "-m", "build", "--wheel", "--outdir", str(folder), silent=True)
+    (wheel,) = folder.glob("*.whl")
+    session.install("--force-reinstall", "--no-deps", str(wheel))
+    session.install(f"{wheel}{extra}")
+    # Keeps the working copy out of sight.
+    session.env["PYTHONSAFEPATH"] = "1"
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, spelling, and the direction of imports."""
+    session.install("-e", ".[all]", *group("lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("codespell")
+    session.run("lint-imports")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Types, by two checkers."""
+    session.install("-e", ".[all]", *group("typing"))
+    session.run("mypy")
+    session.run("pyright")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The docs, without a warning; what they show is run."""
+    session.install("-e", ".[all]", *group("docs"))
+    out = pathlib.Path(session.create_tmp())
+    session.run("sphinx-build", "-W", "--keep-going", "-q", "docs", str(out / "html"))
+    session.run("sphinx-build", "-W", "-q", "-b", "doctest", "docs", str(out / "doctest"))
+
+
+@nox.session
+def core_tests(session: nox.Session) -> None:
+    """The core, with no broker package installed."""
+    install_wheel(session)
+    session.install(*group("tests"))
+    session.run("pytest", "tests/core", *session.posargs)
+
+
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """The adapters with the oldest Celery, kombu and redis-py that they work with."""
+    install_wheel(session, "[all]")
+    session.install(*group("tests"), "celery[redis]==5.5.0", "redis==5.2.1")
+    session.run("pytest", "tests/redis", "tests/celery", "-k", "claims or transport or elsewhere")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The main job, as a user runs it: three workers, one is killed, nothing is lost."""
+    install_wheel(session, "[demo]")
+    session.run("heartbeat", "demo", *(session.posargs or ["--json"]))
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Everything, on real brokers; ``-- -m 'not slow'`` leaves out what takes a minute."""
+    install_wheel(session, "[all]")
+    session.install(*group("tests"))
+    session.run("pytest", *session.posargs)

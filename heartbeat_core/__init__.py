@@ -1,0 +1,42 @@
+"""A failure detector for Python services: who is alive, who is suspected, who is dead.
+
+The machine (:class:`Settings`, :class:`Beat`, :class:`Detector`) does no I/O and reads no
+clock; :class:`Heartbeat` is the runtime around it.
+"""
+
+from heartbeat_core._beat import Beat, Incarnation, Kind, Status, decode, encode
+from heartbeat_core._detector import Connections, Detector, NodeView
+from heartbeat_core._errors import BeatError, HeartbeatError, SettingsError, TransportError
+from heartbeat_core._memory import MemoryBroker, MemoryTransport
+from heartbeat_core._runtime import Heartbeat
+from heartbeat_core._settings import Settings
+from heartbeat_core._states import TRANSITIONS, Cause, State, Transition, next_state
+from heartbeat_core._transport import LastBeats, Presence, Transport
+
+__all__ = (
+    "TRANSITIONS",
+    "Beat",
+    "BeatError",
+    "Cause",
+    "Connections",
+    "Detector",
+    "Heartbeat",
+    "HeartbeatError",
+    "Incarnation",
+    "Kind",
+    "LastBeats",
+    "MemoryBroker",
+    "MemoryTransport",
+    "NodeView",
+    "Presence",
+    "Settings",
+    "SettingsError",
+    "State",
+    "Status",
+    "Transition",
+    "Transport",
+    "TransportError",
+    "decode",
+    "encode",
+    "next_state",
+)

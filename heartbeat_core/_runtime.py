@@ -1,0 +1,557 @@
+"""The runtime around the detector: it beats, listens, asks and reports."""
+
+import logging
+import math
+import random
+import time
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from types import TracebackType
+from typing import Self
+
+import anyio
+import anyio.abc
+import attrs
+
+from heartbeat_core._beat import Beat, Incarnation, Kind, Status, decode, encode
+from heartbeat_core._detector import Detector, NodeView
+from heartbeat_core._errors import BeatError, TransportError
+from heartbeat_core._settings import Settings
+from heartbeat_core._states import Cause, State, Transition, next_state
+from heartbeat_core._transport import LastBeats, Presence, Transport
+
+__all__ = ("Heartbeat",)
+
+logger = logging.getLogger("heartbeat_core")
+
+BUFFER = 16_384
+"""So many transitions wait for a slow subscriber; of more, the newest are dropped and counted."""
+
+LONGEST_STEM = 230
+"""So much of a name that is taken goes into the new one, which must not be too long."""
+
+FIRST_RETRY, LAST_RETRY = 0.02, 1.0
+GOODBYE_TIMEOUT = 1.0
+
+_LEVELS = {State.SUSPECT: logging.WARNING, State.DEAD: logging.ERROR}
+
+
+class Heartbeat:
+    """The heartbeat of one node: it beats, and if it observes, it judges the others.
+
+    Use it as an asynchronous context manager on asyncio or trio. Entering does not wait for
+    the broker, and a broker that is away is no error: it is looked for until it is there, with
+    one log line when it is lost and one when it is back. Leaving says goodbye. All methods
+    belong to the event loop in which it was entered.
+
+    Args:
+        node: The node's name, the same after a restart.
+        transport: What carries the beats. It is closed on leaving.
+        settings: How to beat and judge.
+        observe: Whether to judge the others.
+        status: Asked before each beat for what the node says of itself. It must not block; if
+            it raises, the beat goes out without a status.
+
+    Attributes:
+        dropped: How many messages were dropped, by reason.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        transport: Transport,
+        *,
+        settings: Settings | None = None,
+        observe: bool = True,
+        status: Callable[[], Status] | None = None,
+    ) -> None:
+        self.name = node
+        self.settings = settings or Settings()
+        self.observes = observe
+        self.dropped: dict[str, int] = {}
+        self._transport = transport
+        self._status = status
+        self._sequence = 0
+        self._echoed = 0
+        self._incarnation = Incarnation(node, _new_number(0))
+        self._detector = Detector(self.settings, self._incarnation)
+        self._joined = anyio.Event()
+        self._listening = anyio.Event()
+        self._attendance: anyio.CancelScope | None = None
+        self._beat_at_once = anyio.Event()
+        self._wake = anyio.Event()
+        self._judging = anyio.Lock()
+        self._publishing = anyio.Lock()
+        self._leaving = False
+        self._outage = _Outage(node)
+        self._subscribers: weakref.WeakSet[_Subscriber] = weakref.WeakSet()
+        self._tasks: anyio.abc.TaskGroup | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start to beat."""
+        tasks = self._tasks = anyio.create_task_group()
+        await tasks.__aenter__()
+        for loop in self._loops():
+            tasks.start_soon(loop)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        """Say goodbye, and stop."""
+        assert self._tasks is not None
+        self._leaving = True
+        with anyio.move_on_after(GOODBYE_TIMEOUT, shield=True):
+            await self._say_goodbye()
+            # Whoever looks for our connection now has heard the goodbye before it misses us.
+            await anyio.sleep(self.settings.disconnect_interval)
+        self._tasks.cancel_scope.cancel()
+        try:
+            return await self._tasks.__aexit__(exc_type, exc, traceback)
+        finally:
+            with anyio.move_on_after(GOODBYE_TIMEOUT, shield=True):
+                await self._transport.aclose()
+            for subscriber in self._subscribers:
+                subscriber.end()
+
+    # -- what users ask and do ----------------------------------------------------------------
+
+    @property
+    def incarnation(self) -> Incarnation:
+        """Which life of the node this is; it changes when the node finds itself declared dead."""
+        return self._incarnation
+
+    async def wait_joined(self) -> Incarnation:
+        """Wait until the node is known to the broker, and return its incarnation.
+
+        An observer then also hears the others, and knows those that have a last beat.
+        """
+        if self.observes:
+            await self._listening.wait()
+        while not self._joined.is_set():
+            await self._joined.wait()
+        return self._incarnation
+
+    def nodes(self) -> list[NodeView]:
+        """Give the table of nodes by name, this one included; of the others only if it observes."""
+        me = NodeView(incarnation=self._incarnation, state=State.ALIVE, silence=0.0)
+        return sorted([*self._detector.nodes(), me], key=lambda view: view.incarnation)
+
+    def transitions(self) -> AsyncIterator[Transition]:
+        """Iterate what changes from now on, this node's own obituary included.
+
+        The iteration ends when the heartbeat does. Whoever falls behind by more than 16,384
+        loses the newest; they are counted in ``dropped`` as ``unread``.
+        """
+        subscriber = _Subscriber()
+        self._subscribers.add(subscriber)
+        return subscriber
+
+    def expect(self, incarnations: Iterable[Incarnation]) -> None:
+        """Say that these are on record somewhere, so that they are missed if they do not beat."""
+        now = time.monotonic()
+        for incarnation in incarnations:
+            self._emit(self._detector.expect(incarnation, now))
+
+    def is_dead(self, incarnation: Incarnation) -> bool:
+        """Tell whether this node holds an incarnation for dead, or knows a larger one."""
+        return self._detector.is_dead(incarnation)
+
+    def rejoin(self, fenced: Incarnation) -> None:
+        """Begin a new, larger incarnation, since this one was found to be fenced.
+
+        Nothing happens if it is not the present one any more.
+        """
+        self._fenced(fenced)
+
+    # -- beating ------------------------------------------------------------------------------
+
+    def _loops(self) -> list[Callable[[], Coroutine[None, None, None]]]:
+        loops: list[Callable[[], Coroutine[None, None, None]]] = [self._keep_beating]
+        if isinstance(self._transport, Presence):
+            loops.append(self._keep_attending)
+        else:
+            self._joined.set()
+        if self.observes:
+            loops += [self._keep_listening, self._keep_judging]
+            if isinstance(self._transport, Presence):
+                loops.append(self._keep_asking)
+        return loops
+
+    async def _keep_beating(self) -> None:
+        while True:
+            await self._joined.wait()
+            self._beat_at_once = anyio.Event()
+            try:
+                await self._beat()
+            except TransportError as exc:
+                self._outage.begin("publish", exc)
+            else:
+                self._outage.end("publish")
+            with anyio.move_on_after(self.settings.frequency):
+                await self._beat_at_once.wait()
+
+    async def _beat(self) -> None:
+        async with self._publishing:
+            if self._leaving:
+                return
+            self._sequence += 1
+            await self._transport.publish(
+                self._encode(Kind.BEAT, self._incarnation, self._sequence),
+                sender=self._incarnation,
+                ttl=self.settings.expire,
+            )
+
+    def _encode(self, kind: Kind, incarnation: Incarnation, sequence: int) -> bytes:
+        beat = Beat(
+            incarnation=incarnation,
+            sequence=sequence,
+            sent=time.monotonic(),
+            gap=self.settings.frequency,
+            namespace=self._transport.namespace,
+            kind=kind,
+            status={} if self._status is None or kind is not Kind.BEAT else self._ask_status(),
+        )
+        try:
+            return encode(beat)
+        except BeatError as exc:
+            if self._drop("status") == 1:
+                logger.warning("heartbeat: the status of %s is left out: %s", self.name, exc)
+            return encode(attrs.evolve(beat, status={}))
+
+    def _ask_status(self) -> Status:
+        assert self._status is not None
+        try:
+            return self._status()
+        except Exception:
+            if self._drop("status") == 1:
+                logger.exception("heartbeat: the status of %s could not be asked for", self.name)
+            return {}
+
+    async def _say_goodbye(self) -> None:
+        if not self._joined.is_set():
+            return
+        try:
+            async with self._publishing:
+                await self._transport.publish(
+                    self._encode(Kind.GOODBYE, self._incarnation, self._sequence + 1),
+                    sender=self._incarnation,
+                    ttl=0,
+                )
+        except TransportError as exc:
+            logger.warning("heartbeat: %s could not say goodbye: %s", self.name, exc)
+
+    # -- being present ------------------------------------------------------------------------
+
+    async def _keep_attending(self) -> None:
+        """Hold the connection by which the node is present, and read what comes to its inbox."""
+        presence = self._transport
+        assert isinstance(presence, Presence)
+        retry = _Retry()
+        while True:
+            incarnation = self._incarnation
+            try:
+                async with presence.attend(incarnation) as inbox:
+                    if not self._joined.is_set() and await self._name_is_taken(presence):
+                        self._incarnation = Incarnation(
+                            f"{self.name[:LONGEST_STEM]}~{self._incarnation.number}",
+                            self._incarnation.number,
+                        )
+                        self._detector.me = self._incarnation
+                    if incarnation != self._incarnation:
+                        continue
+                    self._joined.set()
+                    self._outage.end("attend")
+                    self._beat_at_once.set()
+                    retry.reset()
+                    with anyio.CancelScope() as self._attendance:
+                        async for batch in inbox:
+                            self._take_all(batch)
+            except TransportError as exc:
+                self._outage.begin("attend", exc)
+                self._beat_at_once.set()
+                await retry.wait()
+
+    async def _name_is_taken(self, presence: Presence) -> bool:
+        """Make sure that this incarnation is the largest of its node, and the only one there."""
+        if not isinstance(self._transport, LastBeats):
+            return False
+        others: set[Incarnation] = set()
+        for data in await self._transport.last_beats([self._incarnation.node]):
+            try:
+                other = decode(data).incarnation
+            except BeatError as exc:
+                self._drop(exc.reason)
+                continue
+            if other != self._incarnation and other.node == self._incarnation.node:
+                others.add(other)
+        if not others:
+            return False
+        largest = max(other.number for other in others)
+        seen = await presence.connections([*others, self._incarnation])
+        if seen.connected & others:
+            logger.warning(
+                "heartbeat: a node called %s is there already; this one beats as %s~%d. "
+                "Give each node a name of its own (celery worker -n NAME)",
+                self.name,
+                self.name,
+                self._incarnation.number,
+            )
+            return True
+        if largest >= self._incarnation.number:
+            self._incarnation = Incarnation(self._incarnation.node, largest + 1)
+            self._detector.me = self._incarnation
+        return False
+
+    def _fenced(self, incarnation: Incarnation) -> None:
+        """Begin a new incarnation, since this one was declared dead."""
+        if incarnation != self._incarnation:
+            return
+        self._incarnation = Incarnation(self.name, _new_number(incarnation.number))
+        self._detector.me = self._incarnation
+        self._sequence = self._echoed = 0
+        if isinstance(self._transport, Presence):
+            if self._joined.is_set():
+                self._joined = anyio.Event()
+            if self._attendance is not None:
+                self._attendance.cancel()
+        self._emit(
+            [
+                Transition(
+                    incarnation=incarnation,
+                    previous=State.ALIVE,
+                    state=next_state(State.ALIVE, Cause.OBITUARY),
+                    cause=Cause.OBITUARY,
+                    at=time.monotonic(),
+                    reason=f"{self.name} was declared dead by an observer",
+                )
+            ]
+        )
+
+    # -- observing ----------------------------------------------------------------------------
+
+    async def _keep_listening(self) -> None:
+        retry = _Retry()
+        while True:
+            try:
+                async with self._transport.subscribe() as batches:
+                    if isinstance(self._transport, LastBeats):
+                        self._take_all(await self._transport.last_beats())
+                    self._outage.end("listen")
+                    self._listening.set()
+                    self._beat_at_once.set()
+                    retry.reset()
+                    async for batch in batches:
+                        self._take_all(batch)
+            except TransportError as exc:
+                self._outage.begin("listen", exc)
+                await retry.wait()
+
+    def _take_all(self, batch: Iterable[bytes]) -> None:
+        now = time.monotonic()
+        for data in batch:
+            try:
+                beat = decode(data)
+            except BeatError as exc:
+                self._drop(exc.reason)
+                continue
+            if beat.namespace != self._transport.namespace:
+                self._drop("namespace")
+            elif beat.kind is Kind.OBITUARY:
+                self._fenced(beat.incarnation)
+            else:
+                self._take(beat, now)
+
+    def _take(self, beat: Beat, now: float) -> None:
+        transitions = self._detector.observe(beat, now)
+        if transitions:
+            self._emit(transitions)
+        elif beat.incarnation == self._incarnation:
+            self._echoed = max(self._echoed, beat.sequence)
+            self._poke()
+        elif self._detector.is_dead(beat.incarnation):
+            self._tell(beat.incarnation)
+
+    async def _keep_asking(self) -> None:
+        """Ask for the connections of the living, every ``disconnect_interval``."""
+        presence = self._transport
+        assert isinstance(presence, Presence)
+        while True:
+            await anyio.sleep(self.settings.disconnect_interval)
+            living = self._detector.living()
+            if not living or not self._joined.is_set():
+                self._outage.end("ask")
+                continue
+            try:
+                seen = await presence.connections(living)
+            except TransportError as exc:
+                self._outage.begin("ask", exc)
+                continue
+            self._outage.end("ask")
+            self._emit(self._detector.connections(seen, time.monotonic()))
+            if seen.connected != seen.asked:
+                await self._judge()
+
+    async def _keep_judging(self) -> None:
+        """Judge whenever a deadline has passed, as of an echo that is younger than it."""
+        while True:
+            self._wake = anyio.Event()
+            deadline = self._detector.next_deadline()
+            now = time.monotonic()
+            wait = math.inf if deadline is None else deadline - now
+            if wait <= 0:
+                wait = self.settings.frequency
+                if self._echoed == self._sequence:
+                    self._beat_at_once.set()
+            with anyio.move_on_after(wait):
+                await self._wake.wait()
+            await self._judge()
+
+    async def _judge(self) -> None:
+        """Read the last beats of those about to die, then judge."""
+        async with self._judging:
+            read: set[Incarnation] = set()
+            # Until nobody is left that nobody asked for: while one is read, others fall due.
+            while isinstance(self._transport, LastBeats) and (
+                dying := set(self._detector.dying()) - read
+            ):
+                try:
+                    last = await self._transport.last_beats([each.node for each in dying])
+                except TransportError as exc:
+                    self._outage.begin("read", exc)
+                    return
+                read |= dying
+                self._take_all(last)
+            self._outage.end("read")
+            self._emit(self._detector.check(time.monotonic()))
+
+    # -- reporting ----------------------------------------------------------------------------
+
+    def _emit(self, transitions: Iterable[Transition]) -> None:
+        for transition in transitions:
+            _log(transition)
+            for subscriber in self._subscribers:
+                if not subscriber.put(transition):
+                    self._drop("unread")
+            if transition.state is State.DEAD and transition.cause is not Cause.OBITUARY:
+                self._tell(transition.incarnation)
+            self._poke()
+
+    def _tell(self, incarnation: Incarnation) -> None:
+        """Post its obituary to an incarnation, should it still be able to read."""
+        if self._tasks is not None and isinstance(self._transport, Presence):
+            self._tasks.start_soon(self._post_obituary, self._transport, incarnation)
+
+    async def _post_obituary(self, presence: Presence, incarnation: Incarnation) -> None:
+        try:
+            await presence.post(self._encode(Kind.OBITUARY, incarnation, 0), incarnation)
+        except TransportError as exc:
+            self._outage.begin("ask", exc)
+
+    def _poke(self) -> None:
+        self._wake.set()
+
+    def _drop(self, reason: str) -> int:
+        count = self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        return count
+
+
+class _Subscriber:
+    """What one reader of the transitions has not read yet.
+
+    It needs no closing: whom nobody iterates any more is forgotten with it.
+    """
+
+    def __init__(self) -> None:
+        self._unread: deque[Transition] = deque()
+        self._changed = anyio.Event()
+        self._ended = False
+
+    def put(self, transition: Transition) -> bool:
+        """Add one, if there is room."""
+        if len(self._unread) >= BUFFER:
+            return False
+        self._unread.append(transition)
+        self._changed.set()
+        return True
+
+    def end(self) -> None:
+        """Let the iteration end after what is unread."""
+        self._ended = True
+        self._changed.set()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Transition:
+        while not self._unread:
+            if self._ended:
+                raise StopAsyncIteration
+            self._changed = anyio.Event()
+            await self._changed.wait()
+        return self._unread.popleft()
+
+
+class _Outage:
+    """Logs one line when the broker is lost and one when all that was broken is back."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._broken: set[str] = set()
+        self._since = 0.0
+
+    def begin(self, part: str, exc: TransportError) -> None:
+        if not self._broken:
+            self._since = time.monotonic()
+            logger.warning("heartbeat: %s lost the broker: %s", self._node, exc)
+        self._broken.add(part)
+
+    def end(self, part: str) -> None:
+        if part in self._broken:
+            self._broken.discard(part)
+            if not self._broken:
+                away = time.monotonic() - self._since
+                logger.info("heartbeat: %s is back at the broker after %.1f s", self._node, away)
+
+
+class _Retry:
+    """Waits between two attempts: twice as long each time, up to a second, with jitter."""
+
+    def __init__(self) -> None:
+        self._next = FIRST_RETRY
+
+    def reset(self) -> None:
+        self._next = FIRST_RETRY
+
+    async def wait(self) -> None:
+        await anyio.sleep(self._next * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+        self._next = min(2 * self._next, LAST_RETRY)
+
+
+def _new_number(above: int) -> int:
+    """Give the number of a new incarnation: the wall clock in microseconds, or more."""
+    return max(time.time_ns() // 1000, above + 1)
+
+
+def _log(transition: Transition) -> None:
+    logger.log(
+        _LEVELS.get(transition.state, logging.INFO) if transition.state else logging.INFO,
+        "heartbeat: %s %s -> %s (%s): %s",
+        transition.node,
+        transition.previous.value if transition.previous else "unknown",
+        transition.state.value if transition.state else "gone",
+        transition.cause.value,
+        transition.reason,
+        extra={
+            "heartbeat_node": transition.node,
+            "heartbeat_incarnation": transition.incarnation.number,
+            "heartbeat_previous": transition.previous.value if transition.previous else None,
+            "heartbeat_state": transition.state.value if transition.state else None,
+            "heartbeat_cause": transition.cause.name.lower(),
+            "heartbeat_silence": transition.silence,
+        },
+    )

@@ -1,0 +1,281 @@
+"""The Redis transport on a real server, on asyncio and on trio."""
+
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+import redis
+
+from heartbeat_core import (
+    Beat,
+    Cause,
+    Heartbeat,
+    Incarnation,
+    LastBeats,
+    Presence,
+    Settings,
+    State,
+    TransportError,
+    encode,
+)
+from heartbeat_redis import RedisTransport
+
+pytestmark = pytest.mark.anyio
+
+A, B = Incarnation("a", 1), Incarnation("b", 1)
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """Both event loops."""
+    return str(request.param)
+
+
+@pytest.fixture
+def server(valkey: Any) -> Any:
+    """An empty server."""
+    with redis.Redis.from_url(valkey.url) as client:
+        client.flushdb()
+    return valkey
+
+
+def beat(incarnation: Incarnation, sequence: int = 1) -> bytes:
+    """Give the bytes of a beat."""
+    return encode(Beat(incarnation=incarnation, sequence=sequence, sent=0, gap=1))
+
+
+async def until(what: Callable[[], object]) -> None:
+    """Wait until something is true."""
+    with anyio.fail_after(20):
+        while not what():
+            await anyio.sleep(0.01)
+
+
+async def test_what_is_published_arrives_everywhere(server: Any) -> None:
+    """Every subscriber gets every beat of its namespace, its own too, and no other."""
+    one, two = RedisTransport(server.url), RedisTransport(server.url)
+    other = RedisTransport(server.url, namespace="other")
+    with anyio.fail_after(10):
+        async with one.subscribe() as first, two.subscribe() as second:
+            await other.publish(b"foreign", sender=A, ttl=1)
+            await one.publish(b"1", sender=A, ttl=1)
+            await two.publish(b"2", sender=B, ttl=1)
+            for batches in (first, second):
+                got: list[bytes] = []
+                async for batch in batches:
+                    got += batch
+                    if len(got) == 2:
+                        break
+                assert got == [b"1", b"2"]
+    for transport in (one, two, other):
+        await transport.aclose()
+        await transport.aclose()
+
+
+async def test_last_beats_are_kept_until_they_expire(server: Any) -> None:
+    """The last beat of each node can be read until its time is over or it said goodbye."""
+    transport = RedisTransport(server.url)
+    assert isinstance(transport, LastBeats)
+    await transport.publish(beat(A, 1), sender=A, ttl=30)
+    await transport.publish(beat(A, 2), sender=A, ttl=30)
+    await transport.publish(beat(B, 1), sender=B, ttl=0.05)
+    assert sorted(await transport.last_beats()) == [beat(A, 2), beat(B, 1)]
+    assert await transport.last_beats(["b", "nobody"]) == [beat(B, 1)]
+    await anyio.sleep(0.1)
+    assert await transport.last_beats() == [beat(A, 2)]
+    await transport.publish(beat(A, 3), sender=A, ttl=0)
+    assert await transport.last_beats() == []
+    with redis.Redis.from_url(server.url) as client:
+        assert not client.exists("heartbeat:{default}:nodes")
+    await transport.aclose()
+
+
+async def test_presence_ends_with_the_connection(server: Any) -> None:
+    """An incarnation is present as long as it attends, and reads what is posted to it."""
+    one, two = RedisTransport(server.url), RedisTransport(server.url)
+    assert isinstance(one, Presence)
+    with anyio.fail_after(10):
+        async with one.attend(A):
+            async with two.attend(B) as inbox:
+                assert (await one.connections([A, B])).connected == {A, B}
+                await one.post(b"hello", B)
+                async for batch in inbox:
+                    assert batch == [b"hello"]
+                    break
+            while (await one.connections([A, B])).connected != {A}:
+                await anyio.sleep(0.01)
+        with pytest.raises(TransportError):
+            await one.connections([A])
+    for transport in (one, two):
+        await transport.aclose()
+
+
+async def test_a_lost_connection_is_another_session(server: Any) -> None:
+    """After its own connection was lost, a transport says that what it knew is worth nothing."""
+    transport = RedisTransport(server.url)
+    sessions = []
+    for _ in range(2):
+        async with transport.attend(A) as inbox:
+            sessions.append((await transport.connections([A])).session)
+            with redis.Redis.from_url(server.url) as client:
+                client.client_kill_filter(_type="pubsub")
+            with pytest.raises(TransportError), anyio.fail_after(10):
+                async for _ in inbox:
+                    pass
+            with pytest.raises(TransportError):
+                await transport.connections([A])
+    assert sessions[0] != sessions[1]
+    await transport.aclose()
+
+
+async def test_a_beat_is_one_round_trip(server: Any) -> None:
+    """One command a beat goes to the server, and what it keeps does not grow."""
+    transport = RedisTransport(server.url)
+    with redis.Redis.from_url(server.url) as client:
+        await transport.publish(beat(A, 1), sender=A, ttl=30)
+        before = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+        total = client.info("stats")["total_commands_processed"]
+        keys = set(client.scan_iter())
+        for sequence in range(2, 102):
+            await transport.publish(beat(A, sequence), sender=A, ttl=30)
+        assert client.info("commandstats")["cmdstat_evalsha"]["calls"] - before == 100
+        # The commands inside of the script are counted too: none but those and our own.
+        assert client.info("stats")["total_commands_processed"] - total <= 100 * 8 + 10
+        assert set(client.scan_iter()) == keys
+    await transport.aclose()
+
+
+async def test_a_server_that_forgot_the_script_is_told_it_again(server: Any) -> None:
+    """After a restart of the server the next beat goes out as ever."""
+    transport = RedisTransport(server.url)
+    await transport.publish(beat(A, 1), sender=A, ttl=30)
+    with redis.Redis.from_url(server.url) as client:
+        client.script_flush()
+    await transport.publish(beat(A, 2), sender=A, ttl=30)
+    assert await transport.last_beats() == [beat(A, 2)]
+    await transport.aclose()
+
+
+async def test_nobody_there_is_a_transport_error() -> None:
+    """Whatever is called without a server raises a transport error, without credentials."""
+    transport = RedisTransport("redis://user:secret@127.0.0.1:1/0")
+    for call in (
+        transport.publish(b"", sender=A, ttl=1),
+        transport.last_beats(),
+        transport.post(b"", A),
+    ):
+        with pytest.raises(TransportError) as caught:
+            await call
+        assert "secret" not in str(caught.value)
+    with pytest.raises(TransportError):
+        async with transport.subscribe():
+            pass
+    await transport.aclose()
+
+
+@pytest.mark.parametrize("url", [None, "amqp://user:secret@host//", "nonsense"])
+async def test_a_url_of_something_else_is_refused(url: str | None) -> None:
+    """A URL that is not Redis's is refused at once, without showing it."""
+    with pytest.raises(TransportError) as caught:
+        RedisTransport(url)
+    assert "secret" not in str(caught.value)
+
+
+SETTINGS = Settings(frequency=0.2, max_freq=0.8, min_freq=1.5, expire=6.0)
+
+
+async def test_a_restart_and_a_freeze_of_the_server_kill_nobody(
+    valkey_private: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever the server does, healthy nodes live; each outage costs two lines a node."""
+    caplog.set_level(logging.INFO, "heartbeat_core")
+    transports = [RedisTransport(valkey_private.url, timeout=0.5) for _ in "ab"]
+    async with (
+        Heartbeat("a", transports[0], settings=SETTINGS) as a,
+        Heartbeat("b", transports[1], settings=SETTINGS) as b,
+    ):
+
+        def well() -> bool:
+            return all(
+                [view.state for view in each.nodes()] == [State.ALIVE] * 2 for each in (a, b)
+            )
+
+        await until(well)
+        for end, begin in (
+            (valkey_private.kill, valkey_private.start),
+            (valkey_private.freeze, valkey_private.thaw),
+        ):
+            caplog.clear()
+            await anyio.to_thread.run_sync(end)
+            await anyio.sleep(2 * SETTINGS.min_freq)
+            await anyio.to_thread.run_sync(begin)
+            await until(lambda: caplog.text.count("is back at the broker") == 2)
+            await anyio.sleep(2 * SETTINGS.max_freq)
+            await until(well)
+            assert caplog.text.count("lost the broker") == 2
+            assert "-> dead" not in caplog.text
+
+
+CHILD = """
+import sys, anyio
+from heartbeat_core import Heartbeat
+from heartbeat_redis import RedisTransport
+
+async def main():
+    async with Heartbeat("child", RedisTransport(sys.argv[1])) as heartbeat:
+        await heartbeat.wait_joined()
+        print("joined", flush=True)
+        await anyio.sleep_forever()
+
+anyio.run(main)
+"""
+
+
+async def test_a_killed_process_is_dead_by_its_connection(server: Any) -> None:
+    """A process that is killed is dead long before its silence could tell."""
+    child = subprocess.Popen([sys.executable, "-c", CHILD, server.url], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    async with Heartbeat("observer", RedisTransport(server.url)) as heartbeat:
+        with anyio.fail_after(20):
+            await anyio.to_thread.run_sync(child.stdout.readline, abandon_on_cancel=True)
+        await until(lambda: any(view.connected for view in heartbeat.nodes()))
+        with anyio.fail_after(20):
+            child.kill()
+            async for transition in heartbeat.transitions():
+                if transition.state is State.DEAD:
+                    break
+        assert transition.cause is Cause.CHECKS_FAILED
+        assert transition.silence < heartbeat.settings.min_freq
+        child.wait()
+        child.stdout.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+async def test_a_forked_child_does_not_keep_its_parent_present(server: Any) -> None:
+    """A connection ends with the process that opened it, whatever children it has forked."""
+    transport, observer = RedisTransport(server.url), RedisTransport(server.url)
+    context: Any = multiprocessing.get_context("fork")
+    with anyio.fail_after(20):
+        async with observer.attend(B), transport.attend(A):
+            forked, release = context.Event(), context.Event()
+
+            def wait() -> None:
+                forked.set()
+                release.wait(20)
+
+            child = context.Process(target=wait)
+            child.start()
+            await anyio.to_thread.run_sync(forked.wait)
+            await transport.aclose()
+            while (await observer.connections([A])).connected:
+                await anyio.sleep(0.01)
+            assert child.is_alive()
+            release.set()
+            child.join()
+    await observer.aclose()

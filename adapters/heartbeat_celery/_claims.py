@@ -1,0 +1,373 @@
+"""Claims: the record, beside Kombu's own, of which incarnation holds which message.
+
+Kombu on Redis keeps an unacknowledged message in a hash (``unacked``) and the time at which it
+was taken in a sorted set (``unacked_index``); it does not say who took it. A claim does::
+
+    {prefix}heartbeat:{namespace}:claims:{incarnation}    hash: delivery tag -> "time list"
+    {prefix}heartbeat:{namespace}:moved:{incarnation}     list: a message that it waited for
+    {prefix}heartbeat:{namespace}:holders                 set of incarnations with claims
+    {prefix}heartbeat:{namespace}:fence:{incarnation}     says that it is dead, for a day
+
+**A claim holds only while Kombu's index still carries the time that the claim recorded.** When
+anybody else has taken the message since, by our scripts or by stock Kombu's visibility timeout,
+the times differ and the claim is worth nothing: an ack under it changes nothing for the new
+owner. Each script below checks that, and does all of its writing, in one atomic step.
+"""
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
+
+import attrs
+import redis
+from redis.exceptions import NoScriptError
+
+from heartbeat_core import Incarnation
+
+__all__ = ("CLAIM", "FENCE_TTL", "Claims", "Client", "Keys", "Popped", "Script")
+
+Client = Any
+"""A ``redis.Redis``, or Kombu's variety of it. Its types differ from release to release."""
+
+_execute: Any = redis.Redis.execute_command
+"""Sends a command with its keys as they are: Kombu's client would prefix the first one."""
+
+FENCE_TTL = 86_400
+"""For so many seconds an incarnation that was declared dead can learn of it."""
+
+
+@attrs.frozen
+class Script:
+    """A Lua script, run by its digest; loaded again whenever the server has lost it."""
+
+    source: str
+    digest: str = attrs.field(init=False)
+
+    @digest.default
+    def _digest(self) -> str:
+        return hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+    def command(self, keys: Sequence[str], arguments: Sequence[Any]) -> tuple[Any, ...]:
+        """Give the command that runs it."""
+        return ("EVALSHA", self.digest, len(keys), *keys, *arguments)
+
+    def load(self, client: Client) -> None:
+        """Make the script known to the server. Blocks."""
+        _execute(client, "SCRIPT LOAD", self.source)
+
+    def run(self, client: Client, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        """Run it. Blocks."""
+        command = self.command(keys, arguments)
+        try:
+            return _execute(client, *command)
+        except NoScriptError:
+            self.load(client)
+            return _execute(client, *command)
+
+
+_RECORD = """
+local function now()
+  local time = redis.call('TIME')
+  return string.format('%d.%06d', time[1], time[2])
+end
+local function record(me, list, tag, message)
+  local time = now()
+  redis.call('ZADD', KEYS[2], time, tag)
+  redis.call('HSET', KEYS[1], tag, message)
+  redis.call('HSET', KEYS[3], tag, time .. ' ' .. list)
+  redis.call('SADD', KEYS[4], me)
+end
+"""
+
+_VALID = """
+local function valid(tag)
+  local claim = redis.call('HGET', KEYS[3], tag)
+  if not claim then return nil end
+  redis.call('HDEL', KEYS[3], tag)
+  local time, list = string.match(claim, '^(%S+) (.*)$')
+  local score = redis.call('ZSCORE', KEYS[2], tag)
+  if score and tonumber(score) == tonumber(time) then return list end
+  return nil
+end
+"""
+
+# Takes the next message, in the order of the lists given, and records the claim in the same
+# step; ahead of all others one that was moved to this incarnation and never arrived. What is not
+# a message as Kombu writes it is handed out unrecorded, as stock does. If there is none, it is put
+# on record for which list the incarnation is going to wait.
+CLAIM = Script(
+    _RECORD
+    + """
+if redis.call('EXISTS', KEYS[5]) == 1 then return 'FENCED' end
+local item, list = redis.call('RPOP', KEYS[6]), nil
+if item then
+  list = redis.call('HGET', KEYS[3], '') or KEYS[7]
+else
+  for i = 7, #KEYS do
+    item, list = redis.call('RPOP', KEYS[i]), KEYS[i]
+    if item then break end
+  end
+end
+if not item then
+  if ARGV[2] ~= '' then
+    redis.call('HSET', KEYS[3], '', ARGV[2])
+    redis.call('SADD', KEYS[4], ARGV[1])
+  end
+  return false
+end
+local ok, message = pcall(cjson.decode, item)
+local properties = ok and type(message) == 'table' and message['properties']
+local tag = type(properties) == 'table' and properties['delivery_tag']
+if type(tag) ~= 'string' then return {list, item, 0} end
+local info = properties['delivery_info']
+if type(info) ~= 'table' then info = {} end
+record(ARGV[1], list, tag, '[' .. item
+  .. ',' .. cjson.encode(info['exchange'] or '')
+  .. ',' .. cjson.encode(info['routing_key'] or '') .. ']')
+return {list, item, 1}
+"""
+)
+
+# Records a message that came while its claimant waited. If it was moved to the claimant it must
+# still be there: else somebody has recovered it. A fenced incarnation may not hold it: it goes
+# back to where it was.
+RECORD = Script(
+    _RECORD
+    + """
+local moved = ARGV[6] == '1'
+if moved and redis.call('LREM', KEYS[6], 1, ARGV[5]) == 0 then return 0 end
+if redis.call('EXISTS', KEYS[5]) == 1 then
+  redis.call('RPUSH', ARGV[2], ARGV[5])
+  return 0
+end
+record(ARGV[1], ARGV[2], ARGV[3], ARGV[4])
+return 1
+"""
+)
+
+RELEASE = Script(
+    _VALID
+    + """
+if not valid(ARGV[1]) then return 0 end
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('HDEL', KEYS[1], ARGV[1])
+return 1
+"""
+)
+
+GIVE_BACK = Script(
+    _VALID
+    + """
+local list = valid(ARGV[1])
+if not list then return 0 end
+redis.call('ZREM', KEYS[2], ARGV[1])
+if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call(ARGV[3], list, ARGV[2])
+return 1
+"""
+)
+
+# Keeps the visibility timeout of stock Kombu from taking what a living incarnation holds.
+RENEW = Script(
+    _RECORD
+    + """
+local time = now()
+local claims = redis.call('HGETALL', KEYS[3])
+for i = 1, #claims, 2 do
+  local tag = claims[i]
+  local claimed, list = string.match(claims[i + 1], '^(%S+) (.*)$')
+  local score = tag ~= '' and redis.call('ZSCORE', KEYS[2], tag)
+  if score and tonumber(score) == tonumber(claimed) then
+    redis.call('ZADD', KEYS[2], time, tag)
+    redis.call('HSET', KEYS[3], tag, time .. ' ' .. list)
+  end
+end
+return #claims / 2
+"""
+)
+
+# Gives back what was moved to an incarnation and never arrived.
+GIVE_BACK_MOVED = Script("""
+local list = redis.call('HGET', KEYS[3], '')
+if not list then return {} end
+local items = {}
+while true do
+  local item = redis.call('LPOP', KEYS[6])
+  if not item then break end
+  redis.call('RPUSH', list, item)
+  items[#items + 1] = item
+end
+redis.call('HDEL', KEYS[3], '')
+return items
+""")
+
+SCRIPTS = (CLAIM, RECORD, RELEASE, GIVE_BACK, GIVE_BACK_MOVED, RENEW)
+
+
+@attrs.frozen
+class Keys:
+    """Where claims and Kombu's own records stand in the broker.
+
+    Attributes:
+        prefix: Kombu's ``global_keyprefix``.
+        namespace: The fleet.
+        unacked: Kombu's hash of unacknowledged messages, prefix included.
+        unacked_index: Kombu's sorted set of the times at which they were taken.
+        visibility_timeout: After so many seconds Kombu takes a message for abandoned.
+    """
+
+    prefix: str
+    namespace: str
+    unacked: str
+    unacked_index: str
+    visibility_timeout: float = 3600.0
+
+    @classmethod
+    def of_channel(cls, channel: Any, namespace: str) -> "Keys":
+        """Read off a Kombu channel where it keeps its records."""
+        prefix = channel.global_keyprefix
+        return cls(
+            prefix=prefix,
+            namespace=namespace,
+            unacked=f"{prefix}{channel.unacked_key}",
+            unacked_index=f"{prefix}{channel.unacked_index_key}",
+            visibility_timeout=channel.visibility_timeout,
+        )
+
+    @property
+    def renew_every(self) -> float:
+        """How often what is held must be renewed, in seconds."""
+        return min(60.0, max(0.5, self.visibility_timeout / 4))
+
+    @property
+    def holders(self) -> str:
+        """The set of the incarnations that may have claims."""
+        return f"{self.prefix}heartbeat:{{{self.namespace}}}:holders"
+
+    def claims(self, incarnation: Incarnation) -> str:
+        """The hash of what an incarnation holds."""
+        return f"{self.prefix}heartbeat:{{{self.namespace}}}:claims:{incarnation}"
+
+    def moved(self, incarnation: Incarnation) -> str:
+        """The list to which a message is moved for an incarnation that waits."""
+        return f"{self.prefix}heartbeat:{{{self.namespace}}}:moved:{incarnation}"
+
+    def fence(self, incarnation: Incarnation) -> str:
+        """What says that an incarnation is dead."""
+        return f"{self.prefix}heartbeat:{{{self.namespace}}}:fence:{incarnation}"
+
+    def of(self, incarnation: Incarnation) -> list[str]:
+        """Give the keys of the scripts, in their order."""
+        return [
+            self.unacked,
+            self.unacked_index,
+            self.claims(incarnation),
+            self.holders,
+            self.fence(incarnation),
+            self.moved(incarnation),
+        ]
+
+
+@attrs.frozen
+class Popped:
+    """A message on its way from its list to the consumer.
+
+    Attributes:
+        list: Where it came from.
+        item: What stood there.
+        me: For whom it was taken.
+        recorded: Whether the claim is on record.
+        moved: Whether it stands in the claimant's own list until it is.
+    """
+
+    list: str
+    item: bytes
+    me: Incarnation
+    recorded: bool
+    moved: bool
+
+
+@attrs.define
+class Claims:
+    """What this worker holds, and under which incarnation it may take more.
+
+    The heartbeat's thread sets ``incarnation``; the worker's consumer reads it and does the
+    rest. Every method that takes a client blocks for one round trip.
+
+    Attributes:
+        keys: Where the claims stand.
+        incarnation: Under which messages are claimed now; ``None`` while the worker has not
+            joined, or was declared dead and has not come back yet. What it takes then is
+            recorded the stock way only.
+        fenced: Called, from the consumer's thread, when the broker says that this incarnation
+            is dead.
+        held: The delivery tags that this process was handed and has not let go, with the
+            incarnation under which each was claimed.
+    """
+
+    keys: Keys
+    fenced: Callable[[Incarnation], None] = attrs.field(repr=False)
+    incarnation: Incarnation | None = None
+    held: dict[str, Incarnation] = attrs.field(factory=dict, init=False)
+
+    def claim_command(
+        self, me: Incarnation, lists: Iterable[str], then_wait_for: str | None
+    ) -> tuple[Any, ...]:
+        """Give the command that takes the next message of these lists.
+
+        Args:
+            me: The claimant.
+            lists: Where to look, in this order.
+            then_wait_for: From which list a message is going to be moved to the claimant, if
+                there is none now.
+        """
+        return CLAIM.command([*self.keys.of(me), *lists], [str(me), then_wait_for or ""])
+
+    def wait_command(self, me: Incarnation, list_: str, timeout: float) -> tuple[Any, ...]:
+        """Give the command that waits for a message of one list.
+
+        The server moves it to a list of the claimant's own, so that it is lost to nobody; and
+        wakes nobody else.
+        """
+        return ("BLMOVE", list_, self.keys.moved(me), "RIGHT", "LEFT", timeout)
+
+    def record(self, client: Client, tag: str, message: Popped, unacked: str) -> bool:
+        """Record a message that came while its claimant waited.
+
+        Returns:
+            Whether it is the claimant's; if not, it is back in its queue.
+        """
+        me = message.me
+        arguments = [str(me), message.list, tag, unacked, message.item, int(message.moved)]
+        if not RECORD.run(client, self.keys.of(me), arguments):
+            return False
+        self.held[tag] = me
+        return True
+
+    def release(self, client: Client, tag: str) -> bool:
+        """Delete a message that was dealt with; false if it was no longer this worker's."""
+        return bool(RELEASE.run(client, self.keys.of(self.held.pop(tag)), [tag]))
+
+    def give_back(self, client: Client, tag: str, message: str, *, last: bool) -> bool:
+        """Put a message back into its queue; false if it was no longer this worker's.
+
+        Args:
+            client: A client of the broker.
+            tag: The message's delivery tag.
+            message: What to put back.
+            last: Whether it goes behind all the others instead of ahead of them.
+        """
+        me = self.held.pop(tag)
+        push = "LPUSH" if last else "RPUSH"
+        return bool(GIVE_BACK.run(client, self.keys.of(me), [tag, message, push]))
+
+    def renew(self, client: Client, me: Incarnation) -> None:
+        """Begin the visibility timeout of all that this worker holds anew."""
+        # A copy in one step: the consumer changes the table meanwhile.
+        for incarnation in {me, *list(self.held.values())}:
+            RENEW.run(client, self.keys.of(incarnation), [])
+
+    def unknown(self, client: Client, me: Incarnation) -> Collection[str]:
+        """Give the tags that the broker says this worker holds, and that it never got."""
+        tags = _execute(client, "HKEYS", self.keys.claims(me))
+        return {tag.decode() for tag in tags if tag} - self.held.keys()

@@ -1,0 +1,135 @@
+"""The worker's boot steps: where the heartbeat begins, claims, and says goodbye."""
+
+import atexit
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import redis
+from celery import bootsteps
+from kombu.transport import redis as stock
+
+from heartbeat_celery._agent import Agent
+from heartbeat_celery._kombu import ALIASES, SentinelTransport, Transport
+from heartbeat_core import Settings, SettingsError
+
+__all__ = ("ADAPTER_SETTINGS", "ConsumerStep", "WorkerStep", "namespace_of")
+
+logger = logging.getLogger("heartbeat_celery")
+
+ADAPTER_SETTINGS = ("namespace",)
+"""What stands beside the seven settings under the prefix ``heartbeat_``."""
+
+_OURS = {stock.Transport: Transport, stock.SentinelTransport: SentinelTransport}
+
+
+class WorkerStep(bootsteps.StartStopStep):
+    """Starts the heartbeat before all else, and says goodbye after all else.
+
+    Whatever goes wrong here leaves the worker as it would be without the heartbeat.
+    """
+
+    label = "Heartbeat"
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        worker.heartbeat_agent = None
+        try:
+            worker.heartbeat_agent = _agent_for(worker)
+        except SettingsError as exc:
+            logger.error("heartbeat: off, since a setting is wrong: %s", exc)
+        except Exception:
+            logger.exception("heartbeat: off, since it could not be set up")
+        self.agent: Agent | None = worker.heartbeat_agent
+        self.enabled = self.agent is not None
+        if self.agent is not None:
+            self.agent.start()
+            _stop_last(worker, self.agent)
+
+
+class ConsumerStep(bootsteps.StartStopStep):
+    """Makes the consumer claim what it takes, at every connection anew."""
+
+    label = "Heartbeat claims"
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, consumer: Any) -> None:
+        """Give the claims to the channel over which tasks come."""
+        agent: Agent | None = getattr(consumer.controller, "heartbeat_agent", None)
+        if agent is None:
+            return
+        try:
+            if not agent.wait_joined():
+                logger.warning(
+                    "heartbeat: %s has not joined the others yet; what it takes until then is "
+                    "not recovered if it dies",
+                    agent.node,
+                )
+            agent.attach(consumer.task_consumer.channel)
+        except redis.ConnectionError:
+            raise  # The worker's own connection is gone: its affair, and it connects again.
+        except Exception:
+            logger.exception("heartbeat: %s works without claims", agent.node)
+
+    def stop(self, consumer: Any) -> None:
+        """Do nothing: the channel goes, and its claims are given back, with the connection."""
+
+
+def _agent_for(worker: Any) -> Agent | None:
+    """Set up the agent of a worker; ``None`` if it is switched off or cannot work here."""
+    app = worker.app
+    settings = Settings.load(app.conf, os.environ, known=ADAPTER_SETTINGS)
+    if not settings.enabled:
+        return None
+    transport = app.connection_for_read().get_transport_cls()
+    ours = next((ours for kind, ours in _OURS.items() if transport in (kind, ours)), None)
+    if ours is None:
+        logger.warning(
+            "heartbeat: off, since it does not support the broker transport %s.%s: it works "
+            "with redis://, rediss:// and sentinel://. The worker goes on without it",
+            transport.__module__,
+            transport.__qualname__,
+        )
+        return None
+    agent = Agent(app, worker.hostname, namespace_of(app.conf, os.environ, app.main), settings)
+    app.conf.broker_transport = ALIASES[ours]
+    return agent
+
+
+def namespace_of(conf: Mapping[str, Any], environ: Mapping[str, str], main: str | None) -> str:
+    """Give the namespace of an app: as it is set, else the app's name, else ``celery``.
+
+    Raises:
+        SettingsError: It is not 1 to 64 printable characters without spaces and braces.
+    """
+    upper = "CELERY_HEARTBEAT_NAMESPACE"
+    namespace = environ.get(upper) or conf.get("heartbeat_namespace") or conf.get(upper)
+    if namespace is None:
+        namespace = main or "celery"
+    good = isinstance(namespace, str) and namespace.isprintable() and 0 < len(namespace) <= 64
+    if not good or set(namespace) & set(" {}"):
+        raise SettingsError(
+            f"heartbeat_namespace ({namespace!r}) must be 1 to 64 printable characters without "
+            "spaces and braces"
+        )
+    return str(namespace)
+
+
+def _stop_last(worker: Any, agent: Agent) -> None:
+    """Say goodbye when the worker has closed its broker connection, and so holds no message.
+
+    No step is certain to be stopped after the one that closes the connection, so this stands
+    around the worker's own last act. A worker that does not get so far says it at exit.
+    """
+    blueprint = worker.blueprint
+    on_stopped = blueprint.on_stopped
+
+    def stopped() -> None:
+        try:
+            on_stopped()
+        finally:
+            agent.stop()
+
+    blueprint.on_stopped = stopped
+    atexit.register(agent.stop)

@@ -1,0 +1,66 @@
+"""The app that the workers of the tests and benchmarks run: it writes down what it does."""
+
+import functools
+import json
+import os
+import time
+
+import celery
+import redis
+
+import heartbeat_celery
+
+BROKER = os.environ["FLEET_BROKER"]
+
+app = celery.Celery("fleet", broker=BROKER, backend=BROKER if BROKER.startswith("redis") else None)
+app.conf.update(
+    task_acks_late=True, broker_connection_retry_on_startup=True, worker_prefetch_multiplier=1
+)
+app.conf.update(json.loads(os.environ.get("FLEET_CONF", "{}")))
+if os.environ.get("FLEET_HEARTBEAT", "1") == "1":
+    heartbeat_celery.install(app)
+
+
+def _note(what: str, task: celery.Task, number: int) -> None:
+    line = {
+        "what": what,
+        "number": number,
+        "worker": task.request.hostname,
+        "at": time.time(),
+        "recoveries": (task.request.headers or {}).get("heartbeat_recoveries", 0),
+    }
+    _records().rpush("fleet:records", json.dumps(line))
+
+
+@functools.cache
+def _records() -> "redis.Redis[str]":
+    return redis.Redis.from_url(BROKER, decode_responses=True)
+
+
+@app.task(bind=True, name="sleep")
+def sleep(self: celery.Task, number: int, seconds: float) -> int:
+    """Take its time without using the processor."""
+    _note("start", self, number)
+    time.sleep(seconds)
+    _note("end", self, number)
+    return number
+
+
+@app.task(bind=True, name="spin")
+def spin(self: celery.Task, number: int, seconds: float) -> int:
+    """Take its time in pure Python."""
+    _note("start", self, number)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        sum(range(1000))
+    _note("end", self, number)
+    return number
+
+
+@app.task(bind=True, name="early", acks_late=False)
+def early(self: celery.Task, number: int, seconds: float) -> int:
+    """Be acknowledged before it runs."""
+    _note("start", self, number)
+    time.sleep(seconds)
+    _note("end", self, number)
+    return number

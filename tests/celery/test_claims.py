@@ -1,0 +1,471 @@
+"""Claims and recovery, at the level of one broker and no worker."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from kombu import Connection, Consumer, Producer, Queue
+
+from heartbeat_celery._agent import Agent
+from heartbeat_celery._claims import Claims, Keys
+from heartbeat_celery._kombu import Transport
+from heartbeat_celery._recovery import RECOVERIES, Recovery
+from heartbeat_core import Incarnation
+
+A, B = Incarnation("a", 1), Incarnation("b", 1)
+PRIORITIES = Queue("tasks", max_priority=9)
+
+
+class Node:
+    """A consumer that takes messages under an incarnation, or the stock way without one."""
+
+    def __init__(
+        self, url: str, me: Incarnation | None, prefetch: int = 10, **options: Any
+    ) -> None:
+        transport = Transport if me else "redis"
+        self.connection = Connection(url, transport=transport, transport_options=options)
+        self.channel: Any = self.connection.default_channel
+        self.fenced: list[Incarnation] = []
+        if me is not None:
+            keys = Keys.of_channel(self.channel, "test")
+            self.channel.claims = Claims(keys, self.fenced.append, me)
+        self.got: list[Any] = []
+        self.channel.basic_qos(0, prefetch, False)
+        self.consumer = Consumer(
+            self.channel, [PRIORITIES], on_message=self.got.append, auto_declare=True
+        )
+        self.consumer.consume()
+
+    def take(self, count: int) -> list[Any]:
+        """Take so many messages, and give the latest of them."""
+        wanted = len(self.got) + count
+        until = time.monotonic() + 10
+        while len(self.got) < wanted:
+            assert time.monotonic() < until, f"got {len(self.got)} of {wanted} messages"
+            self.drain()
+        return self.got[-count:]
+
+    def drain(self) -> None:
+        """Let Kombu do what there is to do."""
+        try:
+            self.connection.drain_events(timeout=0.05)
+        except OSError:
+            pass
+
+    def die(self) -> None:
+        """Go without a word: nothing is given back."""
+        self.channel._in_poll = None
+        self.channel.qos._on_collect.cancel()
+        self.channel.qos._delivered.clear()
+        self.connection.collect()
+
+
+class World:
+    """A broker, those who take messages from it, and a look behind the scenes."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.client: redis.Redis[bytes] = redis.Redis.from_url(url)
+        self.nodes: list[Node] = []
+        self.keys = Keys("", "test", "unacked", "unacked_index")
+        self.recovery = Recovery(self.client, self.keys)
+
+    def node(self, me: Incarnation | None, **options: Any) -> Node:
+        node = Node(self.url, me, **options)
+        self.nodes.append(node)
+        return node
+
+    def send(self, *numbers: int, priority: int = 0) -> None:
+        with Connection(self.url) as connection:
+            producer = Producer(connection)
+            for number in numbers:
+                producer.publish(
+                    {"n": number},
+                    routing_key="tasks",
+                    declare=[PRIORITIES],
+                    priority=priority,
+                    headers={"id": f"task-{number}"},
+                )
+
+    def waiting(self, list_: str = "tasks") -> list[int]:
+        """Give the numbers in a list, in the order in which they will be taken."""
+        return [_number(json.loads(item)) for item in self.client.lrange(list_, 0, -1)][::-1]
+
+    def held(self, owner: Incarnation) -> set[bytes]:
+        """Give the tags that an incarnation holds by record."""
+        return set(self.client.hkeys(self.keys.claims(owner))) - {b""}
+
+
+@pytest.fixture
+def world(valkey: Any) -> Iterator[World]:
+    """A world on an empty broker."""
+    world = World(valkey.url)
+    world.client.flushdb()
+    yield world
+    for node in world.nodes:
+        node.die()
+    world.client.close()
+
+
+def _number(message: dict[str, Any]) -> int:
+    import base64
+
+    return int(json.loads(base64.b64decode(message["body"]))["n"])
+
+
+def test_what_is_taken_is_on_record_at_once(world: World) -> None:
+    """A message that a claiming consumer has got is claimed, and in Kombu's own records."""
+    world.send(1)
+    (message,) = world.node(A).take(1)
+    assert list(world.client.hgetall("heartbeat:{test}:claims:a#1")) == [
+        message.delivery_tag.encode()
+    ]
+    assert world.client.hexists("unacked", message.delivery_tag)
+    assert world.client.zscore("unacked_index", message.delivery_tag) == pytest.approx(
+        time.time(), abs=5
+    )
+    assert world.client.smembers("heartbeat:{test}:holders") == {b"a#1"}
+
+
+def test_kombu_finds_its_own_records_as_it_writes_them(world: World) -> None:
+    """The record of a message claimed from the queue is what stock would have written."""
+    world.send(1)
+    stock = world.node(None)
+    (message,) = stock.take(1)
+    expected = json.loads(world.client.hget("unacked", message.delivery_tag) or "")
+    stock.channel.basic_reject(message.delivery_tag, requeue=True)
+    stock.die()
+    (again,) = world.node(A).take(1)
+    found = json.loads(world.client.hget("unacked", again.delivery_tag) or "")
+    for record in (expected, found):
+        record[0]["headers"].pop("redelivered", None)
+        record[0]["properties"]["delivery_info"].pop("redelivered", None)
+    assert found == expected
+
+
+@pytest.mark.parametrize("idle", [False, True], ids=["by claim", "after waiting"])
+def test_an_ack_leaves_nothing(world: World, idle: bool) -> None:
+    """After an ack nothing of the message is left, however it was taken."""
+    node = world.node(A)
+    if idle:
+        node.drain()
+    world.send(1)
+    (message,) = node.take(1)
+    message.ack()
+    assert world.held(A) == set()
+    assert not world.client.exists("unacked", "unacked_index", "heartbeat:{test}:moved:a#1")
+    assert world.waiting() == []
+
+
+@pytest.mark.parametrize("idle", [False, True], ids=["by claim", "after waiting"])
+def test_the_dead_lose_what_they_held_to_the_queue(world: World, idle: bool) -> None:
+    """Recovery puts back all that an incarnation held, once, with a count, and no more."""
+    node = world.node(A)
+    if idle:
+        node.drain()
+    world.send(1, 2, 3)
+    node.take(3)
+    node.die()
+    assert world.recovery.recover(A) == ["task-1", "task-2", "task-3"]
+    assert world.recovery.recover(A) == []
+    assert world.waiting() == [1, 2, 3]
+    assert not world.client.exists("unacked", "unacked_index", "heartbeat:{test}:claims:a#1")
+    assert not world.client.exists("heartbeat:{test}:holders")
+    messages = world.node(B).take(3)
+    assert [message.headers[RECOVERIES] for message in messages] == [1, 1, 1]
+    assert all(message.headers["redelivered"] for message in messages)
+
+
+def test_what_comes_back_stands_where_it_was(world: World) -> None:
+    """Recovered messages keep their priority, and stand ahead of what came later."""
+    node = world.node(A, prefetch=4)
+    world.send(1, 2)
+    node.take(2)
+    world.send(6, 7, priority=6)
+    node.take(2)
+    world.send(3, 4)
+    world.send(8, priority=6)
+    node.die()
+    world.recovery.recover(A)
+    assert world.waiting() == [1, 2, 3, 4]
+    assert world.waiting("tasks\x06\x166") == [6, 7, 8]
+
+
+def test_a_zombie_changes_nothing_for_the_new_owner(world: World) -> None:
+    """After the hand-over, ack, reject, requeue and restore by the old owner have no effect."""
+    zombie = world.node(A)
+    world.send(1, 2, 3, 4)
+    old = zombie.take(4)
+    world.recovery.recover(A)
+    owner = world.node(B)
+    owner.take(4)
+    before = world.client.hgetall("unacked"), world.client.hgetall("heartbeat:{test}:claims:b#1")
+    old[0].ack()
+    old[1].reject()
+    old[2].requeue()
+    zombie.channel.qos.restore_unacked_once()
+    assert world.waiting() == []
+    after = world.client.hgetall("unacked"), world.client.hgetall("heartbeat:{test}:claims:b#1")
+    assert after == before
+    owner.die()
+    assert len(world.recovery.recover(B)) == 4
+
+
+def test_the_visibility_timeout_of_others_ends_a_claim(world: World) -> None:
+    """When a stock consumer took a message over, neither ack nor recovery of the claim acts."""
+    node = world.node(A)
+    world.send(1, 2)
+    first, second = node.take(2)
+    stock = world.node(None)
+    for message in (first, second):
+        stock.channel.qos.restore_by_tag(message.delivery_tag)
+    stock.take(2)
+    first.ack()
+    world.recovery.recover(A)
+    assert world.client.hlen("unacked") == 2
+    assert world.waiting() == []
+
+
+def test_stock_consumers_are_never_touched(world: World) -> None:
+    """What a consumer without claims holds is no affair of recovery."""
+    world.send(1)
+    world.node(None).take(1)
+    world.send(2)
+    world.node(A).take(1)
+    assert world.recovery.recover(A) == ["task-2"]
+    assert world.client.hlen("unacked") == 1
+
+
+def test_the_fenced_take_nothing_by_claim(world: World) -> None:
+    """An incarnation that was declared dead gets no message, and is told so."""
+    node = world.node(A)
+    world.recovery.recover(A)
+    world.send(1)
+    node.drain()
+    assert node.got == []
+    assert A in node.fenced
+    assert world.waiting() == [1]
+
+
+def test_the_fenced_keep_nothing_that_they_waited_for(world: World) -> None:
+    """A message that comes to one who was fenced while it waited goes back to the queue."""
+    node = world.node(A)
+    node.drain()
+    world.recovery.recover(A)
+    world.send(1)
+    until = time.monotonic() + 10
+    while not node.fenced and time.monotonic() < until:
+        node.drain()
+    assert node.got == []
+    node.die()
+    assert world.waiting() == [1]
+    assert not world.client.exists("unacked", "heartbeat:{test}:claims:a#1")
+
+
+def test_nothing_is_lost_while_nobody_has_it(world: World) -> None:
+    """A message that left its queue for one who waits, and dies before it reads, comes back."""
+    node = world.node(A)
+    node.drain()
+    world.send(1)
+    assert world.waiting() == []
+    assert world.waiting("heartbeat:{test}:moved:a#1") == [1]
+    node.die()
+    assert world.recovery.recover(A) == ["task-1"]
+    assert world.waiting() == [1]
+    assert world.recovery.holders() == {}
+
+
+def test_one_message_wakes_one(world: World) -> None:
+    """Of two who wait, one gets the message and the other hears nothing."""
+    first, second = world.node(A), world.node(B)
+    for node in (first, second):
+        node.drain()
+    world.send(1)
+    assert world.waiting("heartbeat:{test}:moved:a#1") == [1]
+    assert not world.client.exists("heartbeat:{test}:moved:b#1")
+    first.take(1)
+    second.drain()
+    assert second.got == []
+
+
+def test_what_came_for_a_connection_that_broke_is_taken_first(world: World) -> None:
+    """What was moved to a living incarnation and never arrived is the next that it claims."""
+    node = world.node(A)
+    node.drain()
+    world.send(1)
+    node.channel.client.connection.disconnect()
+    world.send(2)
+    messages = node.take(2)
+    assert [message.headers["id"] for message in messages] == ["task-1", "task-2"]
+    assert len(world.held(A)) == 2
+
+
+def test_priorities_are_waited_for_too(world: World) -> None:
+    """One who waits gets a message of a higher priority as well, at the latest after a second."""
+    node = world.node(A)
+    node.drain()
+    world.send(1, priority=6)
+    node.take(1)
+    node.drain()
+    world.send(2, priority=6)
+    node.take(1)
+    assert len(world.held(A)) == 2
+    node.die()
+    assert world.recovery.recover(A) == ["task-1", "task-2"]
+    assert world.waiting("tasks\x06\x166") == [1, 2]
+
+
+@pytest.mark.parametrize("broken", ["claim_command", "wait_command"])
+def test_a_bug_of_ours_costs_no_message(
+    world: World,
+    broken: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """If claiming is broken, messages are taken the stock way, with one traceback."""
+    node = world.node(A)
+    world.send(1)
+    (claimed,) = node.take(1)
+
+    def fail(*_args: Any) -> None:
+        raise AttributeError(broken)
+
+    monkeypatch.setattr(Claims, broken, fail)
+    node.drain()
+    world.send(2, 3)
+    _, message = node.take(2)
+    assert caplog.text.count("taken the stock way") == 1
+    claimed.ack()
+    message.ack()
+    assert world.client.hlen("unacked") == 1
+
+
+class _Killed(BaseException):
+    """The recoverer is gone."""
+
+
+class _Mortal:
+    """A client of the real broker that dies at its n-th command."""
+
+    def __init__(self, client: Any, commands: int) -> None:
+        self._client = client
+        self._left = commands
+
+    def __getattr__(self, name: str) -> Any:
+        command = getattr(self._client, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            if self._left == 0:
+                raise _Killed
+            self._left -= 1
+            return command(*args, **kwargs)
+
+        return counted if callable(command) else command
+
+
+def test_a_recovery_that_is_cut_off_anywhere_is_finished_by_another(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever command a recoverer dies at, the next one gives each message back once."""
+    execute = redis.Redis.execute_command
+
+    def mortal_execute(client: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(client, _Mortal):
+            return client.execute_command(*args, **kwargs)
+        return execute(client, *args, **kwargs)
+
+    monkeypatch.setattr(redis.Redis, "execute_command", mortal_execute)
+    died = 0
+    for commands in range(30):
+        world.client.flushdb()
+        world.send(1, 2, 3)
+        node = world.node(A)
+        node.take(3)
+        node.die()
+        world.send(4)
+        try:
+            Recovery(_Mortal(world.client, commands), world.keys).recover(A)
+        except _Killed:
+            died += 1
+        world.recovery.recover(A)
+        assert sorted(world.waiting()) == [1, 2, 3, 4], f"cut off after {commands} commands"
+        assert not world.client.exists("unacked", "unacked_index")
+    assert died > 8
+
+
+def test_what_cannot_be_read_stays_and_is_reported(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A record that is not Kombu's stays where it is; the rest is recovered."""
+    node = world.node(A)
+    world.send(1, 2)
+    broken, _ = node.take(2)
+    node.die()
+    world.client.hset("unacked", broken.delivery_tag, b"\xff not JSON")
+    assert world.recovery.recover(A) == ["task-2"]
+    assert world.client.hexists("unacked", broken.delivery_tag)
+    assert broken.delivery_tag in caplog.text
+    assert world.recovery.holders() == {A: True}
+
+
+def test_renewal_keeps_what_is_held(world: World) -> None:
+    """What a living incarnation holds and renews, no visibility timeout gives to others."""
+    node = world.node(A)
+    world.send(1)
+    (message,) = node.take(1)
+    time.sleep(0.6)
+    node.channel.claims.renew(world.client, A)
+    stock = world.node(None, visibility_timeout=0.5)
+    stock.channel.qos.restore_visible(interval=1)
+    assert world.waiting() == []
+    message.ack()
+    assert not world.client.exists("unacked", "heartbeat:{test}:claims:a#1")
+
+
+def test_renewal_stands_what_the_consumer_does_meanwhile(world: World) -> None:
+    """Messages may come and go in the consumer's thread while the heartbeat's renews."""
+    claims = world.node(A).channel.claims
+
+    class Meanwhile(Incarnation):
+        def __hash__(self) -> int:
+            # Where hashing runs Python, another thread may run.
+            claims.held[f"tag-{len(claims.held)}"] = A
+            return 1
+
+    claims.held["tag-0"] = Meanwhile("b", 1)
+    claims.renew(world.client, A)
+    assert len(claims.held) > 1
+
+
+def test_what_was_claimed_and_never_arrived_goes_back(world: World) -> None:
+    """A reply that was lost with its connection costs no message."""
+    node = world.node(A)
+    world.send(1)
+    node.take(1)
+    tag = next(iter(node.channel.claims.held))
+    node.channel.claims.held.clear()
+    agent = Agent(None, "a", "test", None)  # type: ignore[arg-type] # neither is needed here
+    agent.claims = node.channel.claims
+    agent.attach(node.channel)
+    assert world.waiting() == [1]
+    assert not world.client.hexists("unacked", tag)
+
+
+def test_a_key_prefix_is_kept(world: World) -> None:
+    """With Kombu's ``global_keyprefix`` everything stands under the prefix, and comes back."""
+    options = {"global_keyprefix": "them:"}
+    with Connection(world.url, transport_options=options) as connection:
+        Producer(connection).publish({"n": 1}, routing_key="tasks", declare=[PRIORITIES])
+    node = world.node(A, **options)
+    node.take(1)
+    assert {key.partition(b":")[0] for key in world.client.scan_iter()} == {b"them"}
+    node.die()
+    keys = Keys("them:", "test", "them:unacked", "them:unacked_index")
+    Recovery(world.client, keys).recover(A)
+    assert world.waiting("them:tasks") == [1]
+    (message,) = world.node(B, **options).take(1)
+    message.ack()
+    assert not world.client.exists("them:unacked")

@@ -1,0 +1,1 @@
+"""The demo: real workers, a real server, a real kill."""

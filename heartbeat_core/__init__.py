@@ -7,6 +7,7 @@ clock; :class:`Heartbeat` is the runtime around it.
 from heartbeat_core._beat import Beat, Incarnation, Kind, Status, decode, encode
 from heartbeat_core._detector import Connections, Detector, NodeView
 from heartbeat_core._errors import BeatError, HeartbeatError, SettingsError, TransportError
+from heartbeat_core._fork import no_fork, run_loop
 from heartbeat_core._memory import MemoryBroker, MemoryTransport
 from heartbeat_core._runtime import Heartbeat
 from heartbeat_core._settings import Settings
@@ -39,4 +40,6 @@ __all__ = (
     "decode",
     "encode",
     "next_state",
+    "no_fork",
+    "run_loop",
 )

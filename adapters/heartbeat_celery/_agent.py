@@ -23,7 +23,7 @@ from celery import Celery
 
 from heartbeat_celery._claims import SCRIPTS, Claims, Keys
 from heartbeat_celery._recovery import Recovery
-from heartbeat_core import Cause, Heartbeat, Incarnation, Settings, State
+from heartbeat_core import Cause, Heartbeat, Incarnation, Settings, State, no_fork, run_loop
 from heartbeat_redis import RedisTransport
 
 __all__ = ("Agent",)
@@ -113,7 +113,7 @@ class Agent:
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                anyio.run(self._main)
+                run_loop(self._main)
             except Exception:
                 logger.exception(
                     "heartbeat: %s stopped beating; the worker goes on, and beats again in %g s",
@@ -163,7 +163,7 @@ class Agent:
         said = False
         while not self._stopping.is_set():
             try:
-                return await anyio.to_thread.run_sync(_pool_and_keys, self.app, self.namespace)
+                return await _in_thread(lambda: _pool_and_keys(self.app, self.namespace))
             except Exception as exc:  # noqa: BLE001 - whatever Kombu and its brokers raise
                 if not said:
                     logger.warning(
@@ -251,11 +251,21 @@ class _Work:
             )
 
 
+async def _in_thread(call: Callable[[], T]) -> T:
+    """Run what blocks for a round trip or a few."""
+
+    def run() -> T:
+        with no_fork():
+            return call()
+
+    return await anyio.to_thread.run_sync(run, abandon_on_cancel=True)
+
+
 async def _until_done(call: Callable[[], T]) -> T:
     """Run what blocks in a thread, again and again until the broker answers."""
     while True:
         try:
-            return await anyio.to_thread.run_sync(call, abandon_on_cancel=True)
+            return await _in_thread(call)
         except redis.RedisError as exc:
             logger.debug("heartbeat: the broker did not answer: %r", exc)
         await anyio.sleep(RETRY)

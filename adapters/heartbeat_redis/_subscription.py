@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 import anyio.to_thread
 import redis
 
-from heartbeat_core import TransportError
+from heartbeat_core import TransportError, no_fork
 
 __all__ = ("Subscription", "in_thread")
 
@@ -22,7 +22,16 @@ LONGEST_WAIT = 5.0
 
 
 async def in_thread(call: Callable[[], T]) -> T:
-    """Run what blocks in a worker thread; translate its errors."""
+    """Run what blocks for a round trip in a worker thread; translate its errors."""
+
+    def run() -> T:
+        with no_fork():
+            return call()
+
+    return await _translated(run)
+
+
+async def _translated(call: Callable[[], T]) -> T:
     try:
         return await anyio.to_thread.run_sync(call, abandon_on_cancel=True)
     except (redis.RedisError, OSError) as exc:
@@ -59,7 +68,8 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Sequence[bytes]:
-        while not (batch := await in_thread(self._read)):
+        # It waits for long, and holds nothing that anybody else could need.
+        while not (batch := await _translated(self._read)):
             pass
         return batch
 

@@ -5,10 +5,12 @@ clock; :class:`Heartbeat` is the runtime around it.
 """
 
 from heartbeat_core._beat import Beat, Incarnation, Kind, Status, decode, encode
-from heartbeat_core._detector import Connections, Detector, NodeView
+from heartbeat_core._detector import Detector
 from heartbeat_core._errors import BeatError, HeartbeatError, SettingsError, TransportError
 from heartbeat_core._fork import no_fork, run_loop
+from heartbeat_core._looks import Connections
 from heartbeat_core._memory import MemoryBroker, MemoryTransport
+from heartbeat_core._record import NodeView
 from heartbeat_core._runtime import Heartbeat
 from heartbeat_core._settings import Settings
 from heartbeat_core._states import TRANSITIONS, Cause, State, Transition, next_state

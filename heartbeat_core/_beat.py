@@ -10,9 +10,11 @@ library in C. Version 1 has these keys; unknown ones are ignored:
 ``ns``  namespace
 ``n``   node
 ``i``   incarnation, a whole number that grows with every restart
-``q``   sequence number within the incarnation, from 1
+``q``   sequence number within the incarnation, from 1; of an obituary, the largest incarnation
+        that is known of the node
 ``t``   time of sending, in seconds on the sender's own clock
 ``g``   promised gap to the next beat, in seconds
+``x``   true: the node's work does not move (stalled); left out when it does
 ``s``   status, a small mapping; left out when empty
 ======  =======================================================================
 """
@@ -21,6 +23,7 @@ import enum
 import json
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import attrs
@@ -39,6 +42,9 @@ LONGEST_GAP = 86_400.0
 Status = Mapping[str, str | int | float | bool | None]
 """What a node says of itself with each beat: a small mapping of plain values."""
 
+NO_STATUS: Status = MappingProxyType(dict[str, None]())
+"""The status of who says nothing; one for all, since there may be a million."""
+
 
 class Kind(enum.Enum):
     """What a beat says; the value is what stands on the wire."""
@@ -53,7 +59,7 @@ def _printable(_instance: object, _attribute: "attrs.Attribute[str]", value: str
         raise BeatError("malformed", "a node's name has 1 to 255 printable characters")
 
 
-@attrs.frozen(order=True)
+@attrs.frozen(order=True, weakref_slot=False)
 class Incarnation:
     """One life of a node. A restart is a new incarnation with a larger number.
 
@@ -82,18 +88,20 @@ class Incarnation:
         return cls(node, int(number))
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, weakref_slot=False)
 class Beat:
     """One heartbeat message.
 
     Attributes:
         incarnation: Who sends it; of an obituary: who is dead.
-        sequence: Counts the beats of the incarnation, from 1.
+        sequence: Counts the beats of the incarnation, from 1; of an obituary, the largest
+            incarnation that is known of the node.
         sent: When it was sent, in seconds, on a clock of the sender's that never jumps. It is
             compared only with other times of the same incarnation.
         gap: The promised gap to the next beat, in seconds.
         namespace: The fleet it belongs to.
         kind: A beat, a goodbye or an obituary.
+        stalled: Whether the node says that it lives, but its work does not move.
         status: What the node says of itself.
     """
 
@@ -103,7 +111,8 @@ class Beat:
     gap: float
     namespace: str = "default"
     kind: Kind = Kind.BEAT
-    status: Status = attrs.field(factory=dict[str, None])
+    stalled: bool = False
+    status: Status = NO_STATUS
 
 
 def encode(beat: Beat) -> bytes:
@@ -122,6 +131,8 @@ def encode(beat: Beat) -> bytes:
         "t": round(beat.sent, 3),
         "g": beat.gap,
     }
+    if beat.stalled:
+        fields["x"] = True
     try:
         if beat.status:
             fields["s"] = dict(_plain(beat.status))
@@ -163,7 +174,8 @@ def _from_fields(fields: dict[str, Any]) -> Beat:
             gap=_finite(fields["g"]),
             namespace=_text(fields["ns"]),
             kind=Kind(fields["k"]),
-            status=_plain(fields.get("s", {})),
+            stalled=_flag(fields.get("x", False)),
+            status=_plain(fields.get("s", NO_STATUS)),
         )
     except (KeyError, TypeError, ValueError, OverflowError) as exc:
         raise BeatError("malformed", f"{type(exc).__name__}: {exc}") from None
@@ -175,6 +187,12 @@ def _from_fields(fields: dict[str, Any]) -> Beat:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError("expected text")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("expected true or false")
     return value
 
 

@@ -3,88 +3,45 @@
 No I/O, no clock, no thread: every time is an argument, in seconds, on one clock that never goes
 backwards (``time.monotonic``, say). Not safe to share between threads; whoever drives it calls
 it from one.
-
-**Silence counts only up to the observer's own last echo.** An observer beats too and hears its
-own beats come back through the broker. ``check`` judges everybody as of the last echo, so while
-none comes back nobody grows more silent; and when one comes after a gap longer than normal
-(the broker was away, the observer was cut off or paused), everyone's silence starts from zero.
 """
 
-from collections.abc import Iterator
+import math
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
 
 import attrs
 
-from heartbeat_core._beat import Beat, Incarnation, Kind, Status
+from heartbeat_core._beat import Beat, Incarnation, Kind
+from heartbeat_core._hearing import Hearing
+from heartbeat_core._judges import Judge, judge_for
+from heartbeat_core._looks import Connections, Looks
+from heartbeat_core._record import NodeView, Record
 from heartbeat_core._settings import Settings
 from heartbeat_core._states import Cause, State, Transition, next_state
+from heartbeat_core._wheel import Wheel
 
-__all__ = ("Connections", "Detector", "NodeView")
+__all__ = ("Detector",)
 
 CLOCK_DRIFT = 0.001
 """Two clocks never drift apart faster than this; the smallest delay seen of a node ages so."""
 
-MASS = 3
-"""So many connections that go in one moment, and over half of all, are no evidence."""
+MOST_AT_ONCE = 512
+"""So many transitions a call of ``check`` gives at most, so that no call is long."""
+
+NOTHING: Sequence[Transition] = ()
+_ALIVE, _BEAT, _INF = State.ALIVE, Kind.BEAT, math.inf
 
 
-@attrs.frozen(kw_only=True)
-class Connections:
-    """What the broker says of the connections of some incarnations.
-
-    Attributes:
-        session: Changes whenever the observer's own connection was lost: what was known
-            before is worth nothing then.
-        asked: The incarnations that the broker was asked about.
-        connected: Those of them that still have a connection.
-    """
-
-    session: int
-    asked: frozenset[Incarnation]
-    connected: frozenset[Incarnation]
-
-
-@attrs.frozen(kw_only=True)
-class NodeView:
-    """A line of the table of nodes.
-
-    Attributes:
-        incarnation: The node and its latest incarnation.
-        state: What the observer holds it for.
-        silence: For how many seconds it was not heard, as ``Detector`` counts them.
-        connected: Whether it has a connection to the broker; ``None`` if nothing is known.
-        checks_failed: How many checks of it have failed.
-        status: What it last said of itself.
-    """
-
-    incarnation: Incarnation
-    state: State
-    silence: float
-    connected: bool | None = None
-    checks_failed: int = 0
-    status: Status = attrs.field(factory=dict[str, None])
-
-
-@attrs.define
-class _Record:
-    """What is kept of a node; one a node."""
-
-    incarnation: Incarnation
-    state: State
-    heard: float
-    sequence: int = 0
-    slack: float = 1.0
-    smallest_delay: float = float("inf")
-    status: Status = attrs.field(factory=dict[str, None])
-    connected: bool | None = None
-    disconnected_at: float = float("-inf")
-    checks_failed: int = 0
-    next_check: float = 0.0
-    discard_at: float = 0.0
-
-
-@attrs.define
+@attrs.define(eq=False)
 class Detector:
     """Judges the nodes of a namespace for one observer.
+
+    Whoever drives it lets it ``observe`` what arrives, its own beats too; calls ``check`` at
+    ``next_deadline`` at the latest, with everything observed that had arrived by then; and tells
+    it with ``oversleep`` when it could not.
+
+    A time that is before an earlier one, infinite or not a number is counted in ``dropped`` as
+    ``clock``, and taken for the latest good one. No beat, whatever is in it, makes a call raise.
 
     Args:
         settings: How silence is judged.
@@ -93,190 +50,209 @@ class Detector:
     Attributes:
         dropped: How many beats were dropped, by reason: ``stale`` (older than ``expire``),
             ``repeated`` (sequence number already seen), ``outdated`` (a smaller incarnation),
-            ``late`` (of a dead incarnation).
-        deaf: For how many seconds the observer could not hear itself, in all.
+            ``late`` (of a dead incarnation), ``malformed`` (its times are no numbers); and how many
+            times of the driver's were no good, ``clock``.
     """
 
     settings: Settings
     me: Incarnation
     dropped: dict[str, int] = attrs.field(factory=dict[str, int], init=False)
-    deaf: float = attrs.field(default=0.0, init=False)
-    _records: dict[str, _Record] = attrs.field(factory=dict[str, _Record], init=False)
-    _left: dict[str, tuple[int, float]] = attrs.field(
-        factory=dict[str, tuple[int, float]], init=False
+    _records: dict[str, Record] = attrs.field(factory=dict[str, Record], init=False)
+    _living: set[Incarnation] = attrs.field(factory=set[Incarnation], init=False)
+    _left: dict[str, int] = attrs.field(factory=dict[str, int], init=False)
+    _departures: deque[tuple[float, Incarnation]] = attrs.field(
+        factory=deque[tuple[float, Incarnation]], init=False
     )
-    _echo: float | None = attrs.field(default=None, init=False)
-    _floor: float = attrs.field(default=0.0, init=False)
-    _session: int | None = attrs.field(default=None, init=False)
+    _tombstones: deque[tuple[float, Record]] = attrs.field(
+        factory=deque[tuple[float, Record]], init=False
+    )
+    _now: float = attrs.field(default=-_INF, init=False)
+    _judge: Judge = attrs.field(init=False)
+    _hearing: Hearing = attrs.field(init=False)
+    _looks: Looks = attrs.field(init=False)
+    _wheel: Wheel = attrs.field(init=False)
+    _punctual: float = attrs.field(init=False)
+    _drift: float = attrs.field(init=False)
+    _learns: bool = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Set up the parts."""
+        frequency = self.settings.frequency
+        self._judge = judge_for(self.settings)
+        self._learns = self._judge.learns
+        self._hearing = Hearing(max(self.settings.max_freq, 1.5 * frequency))
+        self._looks = Looks(self.settings)
+        self._wheel = Wheel(frequency / 4, self._deadline)
+        self._punctual = frequency / 4
+        self._drift = CLOCK_DRIFT * frequency
 
     # -- what comes in -----------------------------------------------------------------------
 
-    def observe(self, beat: Beat, now: float) -> list[Transition]:
-        """Take in one beat, goodbye or echo; obituaries are not the detector's business."""
-        incarnation = beat.incarnation
-        if incarnation.node == self.me.node:
-            if incarnation == self.me and beat.kind is Kind.BEAT:
-                self._hear_self(now)
-            return []
-        if beat.kind is Kind.OBITUARY:
-            return []
-        left = self._left.get(incarnation.node)
-        if left is not None and incarnation.number <= left[0]:
-            return self._drop("outdated")
-        record = self._records.get(incarnation.node)
-        if record is None:
-            return self._meet(beat, now)
-        if incarnation.number < record.incarnation.number:
-            return self._drop("outdated")
-        if incarnation.number > record.incarnation.number:
-            return self._supersede(record, beat, now)
-        if record.state is State.DEAD:
-            return self._drop("late")
-        if beat.kind is Kind.GOODBYE:
-            return [self._leave(record, now)]
-        if beat.sequence <= record.sequence:
-            return self._drop("repeated")
-        delay = now - beat.sent
-        smallest_delay = record.smallest_delay + (now - record.heard) * CLOCK_DRIFT
-        if delay - smallest_delay > self.settings.expire:
-            return self._drop("stale")
-        record.smallest_delay = min(smallest_delay, delay)
+    def observe(self, beat: Beat, now: float) -> Sequence[Transition]:
+        """Take in one beat, goodbye, echo or obituary. O(1)."""
+        # The way of nearly every beat comes first, and does as little as it can.
+        record = self._records.get(beat.incarnation.node)
+        if (
+            record is None
+            or record.state is not _ALIVE
+            or beat.sequence <= record.sequence
+            or beat.incarnation.number != record.number
+            or beat.kind is not _BEAT
+            or beat.stalled
+            or beat.gap != record.gap
+            or record.connected is False
+            or not self._now <= now < _INF
+        ):
+            return self._observe(beat, record, self._clean(now))
+        age = now - beat.sent - record.offset
+        if not -_INF < age < self._punctual:
+            return self._observe(beat, record, now)
+        self._now = now
+        heard = now - self._hearing.lag
+        if self._learns:
+            self._learn(record, beat, heard)
+        record.offset += age if age < self._drift else self._drift  # noqa: FURB136 - half the time
+        record.age = 0.0
+        record.heard = heard
         record.sequence = beat.sequence
-        record.heard = now
-        record.slack = self._slack(beat)
         record.status = beat.status
-        sent = beat.sent + record.smallest_delay
-        if record.connected is False and sent > record.disconnected_at:
-            # It came over some other connection: not every one is gone.
-            self._set_aside(record)
-        if record.state is State.ALIVE:
-            return []
-        transition = self._transition(record, Cause.BEAT, now, f"{incarnation.node} beats again")
-        record.checks_failed = 0
-        return [transition]
+        return NOTHING
 
-    def expect(self, incarnation: Incarnation, now: float) -> list[Transition]:
+    def expect(self, incarnation: Incarnation, now: float) -> Sequence[Transition]:
         """Take in that an incarnation is on record (it holds claims, say) but was not heard.
 
         It is suspected from now on, and judged like any suspect. Nothing happens if its node
         is known, or left as this incarnation or a larger one.
         """
+        now = self._clean(now)
         node = incarnation.node
-        left = self._left.get(node)
-        if (
-            node == self.me.node
-            or node in self._records
-            or (left is not None and incarnation.number <= left[0])
-        ):
-            return []
-        record = _Record(incarnation, State.SUSPECT, now)
-        self._records[node] = record
-        record.checks_failed = 1
-        record.next_check = now + self.settings.frequency
-        return [
-            Transition(
-                incarnation=incarnation,
-                previous=None,
-                state=next_state(None, Cause.RECORDED),
-                cause=Cause.RECORDED,
-                at=now,
-                checks_failed=1,
-                reason=f"{node} is on record, and was not heard yet",
-            )
-        ]
+        known = node == self.me.node or node in self._records
+        if known or incarnation.number <= self._left.get(node, -1):
+            return NOTHING
+        record = Record(incarnation, incarnation.number, State.SUSPECT, now - self._hearing.lag)
+        record.gap = self.settings.frequency
+        record.checks_from = record.heard
+        reason = f"{node} is on record, and was not heard yet"
+        return [self._add(record, None, Cause.RECORDED, reason)]
 
-    def connections(self, seen: Connections, now: float) -> list[Transition]:
+    def connections(self, seen: Connections, now: float) -> Sequence[Transition]:
         """Take in what the broker says of connections; each call may fail one check a node.
 
-        An absence is evidence only of an incarnation that was seen connected before, in the
-        same session. When three or more nodes, and over half of all, are without connection at
-        one moment, none of that is evidence, and silence decides.
+        When three or more nodes, and over half of all, are without connection at one moment,
+        none of that is evidence, and silence decides; one transition of the observer's own says
+        so. Costs as much as has changed, and sets operations over all that were asked about.
         """
-        if seen.session != self._session:
-            self._session = seen.session
-            for record in self._records.values():
-                self._set_aside(record)
-        transitions: list[Transition] = []
-        for record in self._records.values():
-            if record.incarnation not in seen.asked or record.state is State.DEAD:
-                continue
-            if record.incarnation in seen.connected:
-                if record.connected is False and record.state is State.SUSPECT:
-                    record.checks_failed = 1
-                    record.next_check = now + self.settings.frequency * record.slack
-                record.connected = True
-            elif record.connected is True:
-                record.connected = False
-                record.disconnected_at = now
-                record.checks_failed = 1
-                if record.state is State.ALIVE:
-                    transitions.append(self._suspect(record, Cause.DISCONNECTED, now))
-                record.next_check = now + self.settings.disconnect_interval
-            elif record.connected is False:
-                if record.state is State.ALIVE:
-                    transitions.append(self._suspect(record, Cause.DISCONNECTED, now))
-                    record.next_check = now + self.settings.disconnect_interval
-                elif now >= record.next_check - self.settings.disconnect_interval / 2:
-                    # A look that comes a little early is a look all the same.
-                    record.checks_failed += 1
-                    record.next_check = now + self.settings.disconnect_interval
-        self._brake(now)
+        now = self._clean(now)
+        for record in self._looks.begin_session(seen.session):
+            self._set_aside(record)
+        missed = self._looks.take(seen, self._records, now)
+        transitions = [self._change(record, Cause.DISCONNECTED) for record in missed]
+        aside, begins = self._looks.brake(len(self._living), now)
+        for record in aside:
+            self._set_aside(record)
+        if begins:
+            transitions.append(self._brake(len(aside)))
         return transitions
+
+    def oversleep(self, now: float, seconds: float) -> None:
+        """Take in that the observer stood still for so many seconds until now. O(1).
+
+        It woke so much later than it wanted to: its process was stopped, or starved. Nobody grows
+        silent in that time, nor older. What arrived meanwhile may be observed before or after.
+        """
+        now = self._clean(now)
+        if 0 < seconds < _INF:
+            self._hearing.oversleep(now, seconds)
 
     # -- what follows from time --------------------------------------------------------------
 
     def dying(self) -> list[Incarnation]:
-        """Tell whom ``check`` would declare dead.
+        """Tell whom ``check`` would declare dead, of those that it has looked at.
 
-        Whoever can read the last beat of these reads it, and lets the detector observe it,
-        before it calls ``check``: a lost message then costs a read, not a worker.
+        Whoever can read the last beats of these reads them, and lets the detector observe them,
+        before it calls ``check(now, may_die=...)``: a lost message then costs a read, not a life.
         """
-        return [
-            record.incarnation
-            for record in self._records.values()
-            if self._prospect(record) is not None
-        ]
+        echo = self._hearing.echo
+        found = {record.incarnation for record in self._looks.condemned()}
+        if echo is not None:
+            self._wheel.advance(echo)
+            for record in self._wheel.due(echo):
+                if self._dead_at(record) <= echo:
+                    found.add(record.incarnation)
+        return sorted(found)
 
-    def check(self, now: float) -> list[Transition]:
-        """Judge everybody as of the last echo; forget whose discard delay has passed."""
-        transitions: list[Transition] = []
-        for record in list(self._records.values()):
-            if record.state is State.DEAD:
-                if now >= record.discard_at:
-                    del self._records[record.incarnation.node]
-                    reason = f"{record.incarnation.node} is forgotten"
-                    transitions.append(self._transition(record, Cause.DISCARDED, now, reason))
-                continue
-            if record.state is State.ALIVE:
-                if self._is_suspicious(record):
-                    transitions.append(self._suspect(record, Cause.SILENCE, now))
+    def check(
+        self, now: float, *, may_die: Collection[Incarnation] | None = None
+    ) -> Sequence[Transition]:
+        """Judge everybody as of the last echo; forget whose discard delay has passed.
+
+        It does a limited piece of work. Where more is left, ``next_deadline`` has passed already.
+
+        Args:
+            now: The time.
+            may_die: If given, nobody else is declared dead by this call.
+        """
+        now = self._clean(now)
+        transitions: list[Transition] = list(self._discard(now))
+        transitions += [
+            self._change(record, Cause.CHECKS_FAILED)
+            for record in self._looks.condemned()
+            if may_die is None or record.incarnation in may_die
+        ]
+        echo = self._hearing.echo
+        if echo is None:
+            return transitions
+        self._wheel.advance(now - self._hearing.lag)
+        spared: list[Record] = []
+        while len(transitions) < MOST_AT_ONCE:
+            taken = self._wheel.take(echo)
+            if taken is None:
+                break
+            record = taken
+            if record.state is _ALIVE:
+                cause = Cause.MUTE if record.connected else Cause.SILENCE
+                transitions.append(self._change(record, cause))
+            elif may_die is None or record.incarnation in may_die:
+                expired = self._silence(record) >= self.settings.expire
+                cause = Cause.EXPIRED if expired else self._judge.verdict
+                transitions.append(self._change(record, cause))
             else:
-                due = self._due(record)
-                if due:
-                    record.checks_failed += due
-                    record.next_check += due * self.settings.frequency * record.slack
-            if record.state is State.SUSPECT:
-                cause = self._verdict(record, record.checks_failed)
-                if cause is not None:
-                    transitions.append(self._bury(record, cause, now))
-        for node, (_, until) in list(self._left.items()):
-            if now >= until:
-                del self._left[node]
+                spared.append(record)
+        for record in spared:
+            self._wheel.arm(record)
         return transitions
 
     def next_deadline(self) -> float | None:
-        """Tell when ``check`` has something to do if nothing is heard until then, if ever.
+        """Tell when ``check`` has something to do, if ever: no later than the next transition.
 
-        Where the answer lies in the past, the detector waits for an echo.
+        If nothing is heard until then. Where it lies in the past and ``check`` does nothing, the
+        detector waits for an echo: no verdict needs more than one at or after it.
         """
         return min(self._deadlines(), default=None)
+
+    # -- what can be asked -------------------------------------------------------------------
 
     @property
     def heard_self_at(self) -> float | None:
         """When the observer last heard itself; ``None`` if it never did."""
-        return self._echo
+        echo = self._hearing.echo
+        return None if echo is None else echo + self._hearing.lag
 
-    # -- what can be asked -------------------------------------------------------------------
+    @property
+    def frozen(self) -> float:
+        """For how many seconds, in all, nobody grew silent: it was deaf, or stood still."""
+        return self._hearing.deaf + self._hearing.late
+
+    def suspicion(self, node: str, now: float) -> float:
+        """Tell how suspicious a node is at a time, as if the observer could hear itself then.
+
+        Phi, or how many checks have failed; 0 for a node that is not in the table. For whoever
+        wants to plot it: transitions follow from deadlines, not from this.
+        """
+        record = self._records.get(node)
+        if record is None or not now - self._hearing.lag > self._base(record):
+            return 0.0
+        return self._judge.level(record, now - self._hearing.lag - self._base(record))
 
     def nodes(self) -> list[NodeView]:
         """Give the table of the other nodes, by name."""
@@ -286,7 +262,8 @@ class Detector:
                 state=record.state,
                 silence=self._silence(record),
                 connected=record.connected,
-                checks_failed=record.checks_failed,
+                checks_failed=self._checks_failed(record),
+                stalled=record.stalled,
                 status=record.status,
             )
             for _, record in sorted(self._records.items())
@@ -295,221 +272,338 @@ class Detector:
     def is_dead(self, incarnation: Incarnation) -> bool:
         """Tell whether an incarnation is held for dead, or is older than its node's latest."""
         record = self._records.get(incarnation.node)
-        if record is None or incarnation.number > record.incarnation.number:
+        if record is None or incarnation.number > record.number:
             return False
-        return incarnation.number < record.incarnation.number or record.state is State.DEAD
+        return incarnation.number < record.number or record.state is State.DEAD
+
+    def latest(self, node: str) -> Incarnation | None:
+        """Give the largest incarnation of a node that is in the table."""
+        record = self._records.get(node)
+        return None if record is None else record.incarnation
 
     def living(self) -> frozenset[Incarnation]:
         """Give the incarnations that are ALIVE or SUSPECT."""
-        return frozenset(
-            record.incarnation
-            for record in self._records.values()
-            if record.state is not State.DEAD
-        )
+        return frozenset(self._living)
 
-    # -- inside ------------------------------------------------------------------------------
+    # -- beats, the long way -----------------------------------------------------------------
 
-    @property
-    def _longest_hearing_gap(self) -> float:
-        return max(self.settings.max_freq, 1.5 * self.settings.frequency)
-
-    def _hear_self(self, now: float) -> None:
-        if self._echo is None:
-            self._floor = now
-        elif now - self._echo > self._longest_hearing_gap:
-            self.deaf += now - self._echo
-            self._floor = now
-            for record in self._records.values():
-                if record.state is State.SUSPECT and record.connected is not False:
-                    record.checks_failed = 1
-                    record.next_check = now + self.settings.frequency * record.slack
-        self._echo = now
-
-    def _silence(self, record: _Record) -> float:
-        if self._echo is None:
-            return 0.0
-        return max(0.0, self._echo - max(record.heard, self._floor))
-
-    def _due(self, record: _Record) -> int:
-        """Count the silent checks that have failed since the last one was counted."""
-        if record.state is not State.SUSPECT or record.connected is False or self._echo is None:
-            return 0
-        late = self._echo - record.next_check
-        if late < 0:
-            return 0
-        return 1 + int(late / (self.settings.frequency * record.slack))
-
-    def _is_suspicious(self, record: _Record) -> bool:
-        return self._silence(record) > self.settings.max_freq * record.slack
-
-    def _prospect(self, record: _Record) -> Cause | None:
-        """Tell what ``check`` would bury a node for, if for anything."""
-        if record.state is State.SUSPECT:
-            return self._verdict(record, record.checks_failed + self._due(record))
-        if record.state is State.ALIVE and self._is_suspicious(record):
-            return self._verdict(record, 1)
-        return None
-
-    def _verdict(self, record: _Record, checks_failed: int) -> Cause | None:
-        """Judge a suspect."""
-        silence = self._silence(record)
-        if silence >= self.settings.expire:
-            return Cause.EXPIRED
-        if checks_failed < self.settings.checks:
-            return None
-        if record.connected is False:
-            return Cause.CHECKS_FAILED
-        if record.connected is None and silence >= self.settings.min_freq * record.slack:
-            return Cause.CHECKS_FAILED
-        return None
-
-    def _deadlines(self) -> Iterator[float]:
-        settings = self.settings
-        for record in self._records.values():
-            if record.state is State.DEAD:
-                yield record.discard_at
-                continue
-            base = max(record.heard, self._floor)
-            if record.state is State.ALIVE:
-                yield base + settings.max_freq * record.slack
-            else:
-                yield base + settings.expire
-                if record.connected is not True:
-                    yield record.next_check
-                if record.checks_failed >= settings.checks:
-                    if record.connected is False:
-                        yield base
-                    elif record.connected is None:
-                        yield base + settings.min_freq * record.slack
-
-    def _meet(self, beat: Beat, now: float) -> list[Transition]:
+    def _observe(self, beat: Beat, record: Record | None, now: float) -> Sequence[Transition]:
         incarnation = beat.incarnation
+        if incarnation.node == self.me.node:
+            return self._observe_self(beat, now)
+        if not (math.isfinite(beat.sent) and 0 < beat.gap < _INF):
+            return self._drop("malformed")
+        if incarnation.number <= self._left.get(incarnation.node, -1):
+            return self._drop("outdated")
+        if beat.kind is Kind.OBITUARY:
+            return self._read_obituary(record, incarnation)
+        if record is None:
+            return self._meet(beat, now)
+        if incarnation.number < record.number:
+            return self._drop("outdated")
+        if incarnation.number > record.number:
+            return self._supersede(record, beat, now)
+        if record.state is State.DEAD:
+            return self._drop("late")
         if beat.kind is Kind.GOODBYE:
-            self._remember_goodbye(incarnation, now)
-            return []
-        self._left.pop(incarnation.node, None)
-        record = self._records[incarnation.node] = self._record(beat, now)
-        return [
-            Transition(
-                incarnation=incarnation,
-                previous=None,
-                state=next_state(None, Cause.FIRST_BEAT),
-                cause=Cause.FIRST_BEAT,
-                at=record.heard,
-                reason=f"{incarnation.node} beats",
-            )
-        ]
+            return [self._leave(record, now)]
+        if beat.sequence <= record.sequence:
+            return self._drop("repeated")
+        return self._hear(record, beat, now)
 
-    def _record(self, beat: Beat, now: float) -> _Record:
-        return _Record(
-            beat.incarnation,
-            State.ALIVE,
-            now,
-            sequence=beat.sequence,
-            slack=self._slack(beat),
-            smallest_delay=now - beat.sent,
-            status=beat.status,
-        )
+    def _observe_self(self, beat: Beat, now: float) -> Sequence[Transition]:
+        if beat.incarnation != self.me:
+            return NOTHING
+        if beat.kind is Kind.BEAT:
+            self._hearing.hear_self(now)
+        if beat.kind is Kind.OBITUARY:
+            return [
+                Transition(
+                    incarnation=self.me,
+                    previous=State.ALIVE,
+                    state=next_state(State.ALIVE, Cause.OBITUARY),
+                    cause=Cause.OBITUARY,
+                    at=now,
+                    reason=f"{self.me.node} was declared dead by an observer",
+                )
+            ]
+        return NOTHING
 
-    def _slack(self, beat: Beat) -> float:
-        """Tell how much more time a node needs that promises less than the settings do."""
+    def _read_obituary(
+        self, record: Record | None, incarnation: Incarnation
+    ) -> Sequence[Transition]:
+        """Believe another observer: who is dead is fenced already."""
+        if record is None or record.incarnation != incarnation or record.state is State.DEAD:
+            return NOTHING
+        reason = f"{incarnation.node} was declared dead by another observer"
+        return [self._change(record, Cause.OBITUARY, reason)]
+
+    def _hear(self, record: Record, beat: Beat, now: float) -> Sequence[Transition]:
+        """Take in a beat of a living node that is not like all the others."""
+        age = max(0.0, now - beat.sent - record.offset)
+        if not age <= self.settings.expire:
+            return self._drop("stale")
+        heard = self._heard(record, age, now)
+        if self._learns:
+            self._learn(record, beat, heard)
+        if record.connected is False and now - age > record.disconnected_at:
+            # It came over some other connection: not every one is gone.
+            self._set_aside(record)
+        record.offset = min(record.offset, now - beat.sent) + min(age, self._drift)
+        record.heard = heard
+        record.sequence = beat.sequence
+        record.status = beat.status
+        self._promise(record, beat.gap)
+        transitions: list[Transition] = []
+        node = record.incarnation.node
+        if record.state is State.SUSPECT and not (record.stalled and beat.stalled):
+            record.checks_from = -_INF
+            transitions.append(self._change(record, Cause.BEAT, f"{node} beats again"))
+        transitions += self._note_stall(record, beat)
+        # Its deadline may have come nearer: it promises more, or phi has learned.
+        self._wheel.arm(record)
+        return transitions
+
+    def _heard(self, record: Record, age: float, now: float) -> float:
+        """Tell as of when a beat counts.
+
+        It counts from its arrival, but for one out of a backlog that is being flushed, which
+        shows in beats that come faster than they were sent: that extends nobody's life beyond its
+        sending. A node whose clock was set back, or stood still while its machine was suspended,
+        looks old too, but goes on to.
+        """
+        before, record.age = record.age, age if age > self._punctual else 0.0
+        if record.age and age < before - record.gap / 4:
+            return self._hearing.when(now, age)
+        if before and record.age and now - self._hearing.lag - record.heard > record.gap / 2:
+            # It comes as late as the one before, and in its own time: the clock is another one.
+            record.offset += age / 8
+        return now - self._hearing.lag
+
+    def _learn(self, record: Record, beat: Beat, heard: float) -> None:
+        """Let the judge learn from a gap, unless the observer was deaf in it."""
+        if record.heard > self._hearing.floor and record.sequence:
+            gap = heard - record.heard
+            if gap > 0:
+                self._judge.learn(record, gap / (beat.sequence - record.sequence))
+
+    def _note_stall(self, record: Record, beat: Beat) -> Sequence[Transition]:
+        record.stalled = beat.stalled
+        if not beat.stalled or record.state is not State.ALIVE:
+            return NOTHING
+        reason = f"{record.incarnation.node} beats, but says that its work does not move"
+        return [self._change(record, Cause.STALLED, reason)]
+
+    def _promise(self, record: Record, gap: float) -> None:
+        """Give a node that promises less than the settings do so much more time."""
+        record.gap = gap
         longest = self.settings.expire / self.settings.min_freq
-        return max(1.0, min(beat.gap / self.settings.frequency, longest))
+        record.slack = max(1.0, min(gap / self.settings.frequency, longest))
 
-    def _supersede(self, record: _Record, beat: Beat, now: float) -> list[Transition]:
+    def _meet(self, beat: Beat, now: float) -> Sequence[Transition]:
+        if beat.kind is Kind.GOODBYE:
+            self._remember_goodbye(beat.incarnation, now)
+            return NOTHING
+        reason = f"{beat.incarnation.node} beats"
+        return self._add_alive(beat, now, None, Cause.FIRST_BEAT, reason)
+
+    def _supersede(self, record: Record, beat: Beat, now: float) -> Sequence[Transition]:
         """Bury the old incarnation, if it still lives, and meet the new one."""
         transitions: list[Transition] = []
-        node = beat.incarnation.node
         if record.state is not State.DEAD:
-            transitions.append(self._bury(record, Cause.SUPERSEDED, now))
+            transitions.append(self._change(record, Cause.SUPERSEDED))
         if beat.kind is Kind.GOODBYE:
             self._remember_goodbye(beat.incarnation, now)
             return transitions
-        self._records[node] = self._record(beat, now)
-        transitions.append(
-            Transition(
-                incarnation=beat.incarnation,
-                previous=State.DEAD,
-                state=next_state(State.DEAD, Cause.LARGER_INCARNATION),
-                cause=Cause.LARGER_INCARNATION,
-                at=now,
-                reason=f"{node} came back as a larger incarnation",
-            )
-        )
+        reason = f"{beat.incarnation.node} came back as a larger incarnation"
+        transitions += self._add_alive(beat, now, State.DEAD, Cause.LARGER_INCARNATION, reason)
         return transitions
 
-    def _suspect(self, record: _Record, cause: Cause, now: float) -> Transition:
-        record.checks_failed = 1
-        start = now if self._echo is None else self._echo
-        record.next_check = start + self.settings.frequency * record.slack
-        return self._transition(record, cause, now)
+    def _add_alive(
+        self, beat: Beat, now: float, previous: State | None, cause: Cause, reason: str
+    ) -> list[Transition]:
+        record = Record(beat.incarnation, beat.incarnation.number, State.ALIVE, 0.0)
+        record.heard = now - self._hearing.lag
+        record.sequence = beat.sequence
+        record.offset = now - beat.sent
+        record.status = beat.status
+        self._promise(record, beat.gap)
+        added = self._add(record, previous, cause, reason)
+        return [added, *self._note_stall(record, beat)]
 
-    def _bury(self, record: _Record, cause: Cause, now: float) -> Transition:
-        record.discard_at = now + self.settings.discard_delay
-        return self._transition(record, cause, now)
+    def _add(self, record: Record, previous: State | None, cause: Cause, reason: str) -> Transition:
+        """Put a record into the table, and say so."""
+        record.state = next_state(previous, cause) or record.state
+        self._left.pop(record.incarnation.node, None)
+        self._records[record.incarnation.node] = record
+        self._living.add(record.incarnation)
+        self._judge.meet(record)
+        self._wheel.arm(record)
+        return Transition(
+            incarnation=record.incarnation,
+            previous=previous,
+            state=record.state,
+            cause=cause,
+            at=self._now,
+            checks_failed=self._checks_failed(record),
+            reason=reason,
+        )
 
-    def _leave(self, record: _Record, now: float) -> Transition:
-        incarnation = record.incarnation
-        del self._records[incarnation.node]
-        self._remember_goodbye(incarnation, now)
-        return self._transition(record, Cause.GOODBYE, now, f"{incarnation.node} said goodbye")
+    def _leave(self, record: Record, now: float) -> Transition:
+        self._remember_goodbye(record.incarnation, now)
+        reason = f"{record.incarnation.node} said goodbye"
+        return self._change(record, Cause.GOODBYE, reason)
 
     def _remember_goodbye(self, incarnation: Incarnation, now: float) -> None:
-        self._left[incarnation.node] = (incarnation.number, now + self.settings.discard_delay)
+        self._left[incarnation.node] = incarnation.number
+        self._departures.append((now + self.settings.discard_delay, incarnation))
 
-    def _set_aside(self, record: _Record) -> None:
-        """Forget what is known of a node's connections, and what was concluded from that."""
-        if record.connected is not None and record.state is State.SUSPECT:
-            record.checks_failed = 1
-            record.next_check = self._floor if self._echo is None else self._echo
-            record.next_check += self.settings.frequency * record.slack
-        record.connected = None
+    # -- silence and its deadlines -----------------------------------------------------------
 
-    def _brake(self, now: float) -> None:
-        """Set connections aside when most of them went at once: a proxy restarted, say.
+    def _base(self, record: Record) -> float:
+        """Tell from when on a silence counts."""
+        return max(record.heard, self._hearing.floor)
 
-        Who was set aside and did not connect again still counts for ``max_freq``, so that
-        stragglers are set aside like the rest.
-        """
-        living = [record for record in self._records.values() if record.state is not State.DEAD]
-        recent = now - self.settings.max_freq
-        gone = [
-            record
-            for record in living
-            if record.connected is False
-            or (record.connected is None and record.disconnected_at > recent)
-        ]
-        if len(gone) >= MASS and 2 * len(gone) > len(living):
-            for record in gone:
-                self._set_aside(record)
+    def _silence(self, record: Record) -> float:
+        echo = self._hearing.echo
+        return 0.0 if echo is None else max(0.0, echo - self._base(record))
 
-    def _drop(self, reason: str) -> list[Transition]:
+    def _deadline(self, record: Record) -> float:
+        """Tell when silence changes the state of a node next, on the clock of hearing."""
+        if record.state is State.ALIVE:
+            limit = min(self._judge.suspect_after(record), self.settings.expire)
+            # Silence as long as the limit is normal still.
+            return math.nextafter(self._base(record) + limit, _INF)
+        return self._dead_at(record) if record.state is State.SUSPECT else _INF
+
+    def _dead_at(self, record: Record) -> float:
+        """Tell when a node that is, or will be, suspected is dead by its silence."""
+        base = self._base(record)
+        expired = base + self.settings.expire
+        if record.connected is not None:
+            # Who is connected is mute; of who is not, looks decide sooner.
+            return expired
+        dead = base + self._judge.dead_after(record)
+        if record.checks_from >= base:
+            step = self.settings.frequency * record.slack
+            dead = max(
+                base + self.settings.min_freq * record.slack,
+                record.checks_from + (self.settings.checks - 1) * step,
+            )
+        return min(dead, expired)
+
+    def _checks_failed(self, record: Record) -> int:
+        if record.connected is False or record.state is not State.SUSPECT:
+            return record.checks_failed
+        base, echo = self._base(record), self._hearing.echo
+        first = base + self._judge.suspect_after(record)
+        if record.checks_from >= base:
+            first = record.checks_from
+        if echo is None or echo < first:
+            return 1
+        return 1 + int((echo - first) / (self.settings.frequency * record.slack))
+
+    def _deadlines(self) -> Iterator[float]:
+        if self._looks.condemned():
+            yield self._now
+        look = self._wheel.next_look()
+        if look is not None:
+            yield look + self._hearing.lag
+        if self._tombstones:
+            yield self._tombstones[0][0]
+
+    def _discard(self, now: float) -> Iterator[Transition]:
+        """Forget the dead whose time has come, and quietly those who left."""
+        while self._departures and self._departures[0][0] <= now:
+            _, incarnation = self._departures.popleft()
+            if self._left.get(incarnation.node) == incarnation.number:
+                del self._left[incarnation.node]
+        for _ in range(min(len(self._tombstones), MOST_AT_ONCE)):
+            until, record = self._tombstones[0]
+            if until > now:
+                break
+            self._tombstones.popleft()
+            if self._records.get(record.incarnation.node) is record:
+                reason = f"{record.incarnation.node} is forgotten"
+                yield self._change(record, Cause.DISCARDED, reason)
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _clean(self, now: float) -> float:
+        """Give the time, or the latest good one."""
+        if self._now <= now < _INF:
+            self._now = now
+        else:
+            self._drop("clock")
+            self._now = max(self._now, 0.0)
+        return self._now
+
+    def _drop(self, reason: str) -> Sequence[Transition]:
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
-        return []
+        return NOTHING
 
-    def _transition(
-        self, record: _Record, cause: Cause, now: float, reason: str | None = None
-    ) -> Transition:
+    def _set_aside(self, record: Record) -> None:
+        """Let silence decide of a node."""
+        now = self._now - self._hearing.lag
+        self._looks.set_aside(record, now if self._hearing.echo is None else self._hearing.echo)
+        self._wheel.arm(record)
+
+    def _brake(self, count: int) -> Transition:
+        return Transition(
+            incarnation=self.me,
+            previous=State.ALIVE,
+            state=next_state(State.ALIVE, Cause.MASS_LOSS),
+            cause=Cause.MASS_LOSS,
+            at=self._now,
+            reason=f"the connections of {count} of {len(self._living)} nodes went at once: that "
+            "is no evidence, silence decides",
+        )
+
+    def _change(self, record: Record, cause: Cause, reason: str | None = None) -> Transition:
         """Move a record along the table, and say so."""
         previous = record.state
         state = next_state(previous, cause)
-        if state is not None:
-            record.state = state
         silence = self._silence(record)
-        gone = now - record.disconnected_at if record.connected is False else None
+        gone = self._now - record.disconnected_at if record.connected is False else None
+        if state is not previous and state is State.SUSPECT:
+            record.state = state
+        checks_failed = self._checks_failed(record)
+        if state is None:
+            self._remove(record)
+        else:
+            record.state = state
+            if state is State.DEAD:
+                self._bury(record, checks_failed)
+            else:
+                self._wheel.arm(record)
         return Transition(
             incarnation=record.incarnation,
             previous=previous,
             state=state,
             cause=cause,
-            at=now,
+            at=self._now,
             silence=silence,
-            checks_failed=record.checks_failed,
+            checks_failed=checks_failed,
             disconnected_for=gone,
-            reason=reason or self._explain(record, silence, gone),
+            reason=reason or self._explain(record, cause, silence, gone, checks_failed),
         )
 
-    def _explain(self, record: _Record, silence: float, gone: float | None) -> str:
+    def _bury(self, record: Record, checks_failed: int) -> None:
+        record.checks_failed = checks_failed
+        self._living.discard(record.incarnation)
+        self._looks.forget(record)
+        self._wheel.disarm(record)
+        self._tombstones.append((self._now + self.settings.discard_delay, record))
+
+    def _remove(self, record: Record) -> None:
+        del self._records[record.incarnation.node]
+        self._living.discard(record.incarnation)
+        self._looks.forget(record)
+        self._wheel.disarm(record)
+
+    def _explain(
+        self, record: Record, cause: Cause, silence: float, gone: float | None, checks_failed: int
+    ) -> str:
         connection = (
             "connection open"
             if record.connected
@@ -517,7 +611,7 @@ class Detector:
             if gone is None
             else f"connection closed {gone:.2f} s ago"
         )
-        return (
-            f"no beat for {silence:.2f} s, {connection}, "
-            f"{record.checks_failed} of {self.settings.checks} checks failed"
-        )
+        judged = f"{checks_failed} of {self.settings.checks} checks failed"
+        if self._learns and cause in {Cause.SILENCE, Cause.MUTE, Cause.PHI}:
+            judged = f"phi {self._judge.level(record, silence):.1f}"
+        return f"no beat for {silence:.2f} s, {connection}, {judged}"

@@ -12,7 +12,7 @@ import os
 import selectors
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, TypeVar
 
 import anyio
@@ -78,7 +78,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextlib.contextmanager
-def no_fork() -> Iterator[None]:
+def no_fork() -> Generator[None]:
     """Keep the process from forking while a thread does what could lock a child for ever.
 
     For the threads of transports: connecting, importing, logging. A fork waits for it, but never

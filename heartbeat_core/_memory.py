@@ -1,17 +1,16 @@
 """A transport within one process, for tests and for trying things out."""
 
-import math
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from typing import Self
 
 import anyio
+import anyio.lowlevel
 import attrs
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from heartbeat_core._beat import Incarnation
 from heartbeat_core._detector import Connections
 from heartbeat_core._errors import TransportError
+from heartbeat_core._mailbox import Mailbox
 
 __all__ = ("MemoryBroker", "MemoryTransport")
 
@@ -20,19 +19,21 @@ __all__ = ("MemoryBroker", "MemoryTransport")
 class MemoryBroker:
     """What the memory transports of one namespace share: the broker in their midst.
 
+    Namespaces are kept apart by giving each a broker of its own.
+
     Attributes:
         up: While false, every call of every transport raises.
+        backlog: So many messages a subscriber may leave unread; of more, the newest stay.
         subscribers: Where beats go.
         inboxes: Who is present, and where what is posted to it goes.
         last: The last beat of each node, and until when it is kept.
     """
 
     up: bool = True
-    subscribers: set[MemoryObjectSendStream[bytes]] = attrs.field(
-        factory=set[MemoryObjectSendStream[bytes]], init=False
-    )
-    inboxes: dict[Incarnation, MemoryObjectSendStream[bytes]] = attrs.field(
-        factory=dict[Incarnation, MemoryObjectSendStream[bytes]], init=False
+    backlog: int = attrs.field(default=10_000, kw_only=True)
+    subscribers: set[Mailbox] = attrs.field(factory=set[Mailbox], init=False)
+    inboxes: dict[Incarnation, Mailbox] = attrs.field(
+        factory=dict[Incarnation, Mailbox], init=False
     )
     last: dict[str, tuple[float, bytes]] = attrs.field(
         factory=dict[str, tuple[float, bytes]], init=False
@@ -41,20 +42,26 @@ class MemoryBroker:
     def stop(self) -> None:
         """Go away: connections break, and whoever calls gets an error."""
         self.up = False
-        for stream in [*self.subscribers, *self.inboxes.values()]:
-            stream.close()
-        self.subscribers.clear()
-        self.inboxes.clear()
-
-    def disconnect(self, incarnation: Incarnation) -> None:
-        """Cut the connection by which an incarnation is present."""
-        stream = self.inboxes.pop(incarnation, None)
-        if stream is not None:
-            stream.close()
+        for mailbox in [*self.subscribers, *self.inboxes.values()]:
+            self.drop(mailbox)
 
     def start(self) -> None:
         """Come back."""
         self.up = True
+
+    def disconnect(self, incarnation: Incarnation) -> None:
+        """Cut the connection by which an incarnation is present."""
+        mailbox = self.inboxes.get(incarnation)
+        if mailbox is not None:
+            self.drop(mailbox)
+
+    def drop(self, mailbox: Mailbox) -> None:
+        """Let go of one reader's connection."""
+        mailbox.close()
+        self.subscribers.discard(mailbox)
+        for incarnation, other in list(self.inboxes.items()):
+            if other is mailbox:
+                del self.inboxes[incarnation]
 
 
 @attrs.define
@@ -68,6 +75,7 @@ class MemoryTransport:
     namespace: str = attrs.field(default="default", kw_only=True)
     _attending: Incarnation | None = attrs.field(default=None, init=False)
     _session: int = attrs.field(default=0, init=False)
+    _open: set[Mailbox] = attrs.field(factory=set[Mailbox], init=False)
 
     async def publish(self, data: bytes, *, sender: Incarnation, ttl: float) -> None:
         """Send to every subscriber; see ``Transport.publish``."""
@@ -77,30 +85,27 @@ class MemoryTransport:
             last[sender.node] = (anyio.current_time() + ttl, data)
         else:
             last.pop(sender.node, None)
-        for stream in list(self.broker.subscribers):
-            stream.send_nowait(data)
+        for mailbox in self.broker.subscribers:
+            mailbox.put(data)
 
     @asynccontextmanager
     async def subscribe(self) -> AsyncGenerator[AsyncIterator[Sequence[bytes]]]:
         """Listen; see ``Transport.subscribe``."""
         await self._call()
-        send, receive = anyio.create_memory_object_stream[bytes](math.inf)
-        self.broker.subscribers.add(send)
-        with send, receive:
-            try:
-                yield _Batches(receive)
-            finally:
-                self.broker.subscribers.discard(send)
+        mailbox = self._connect()
+        self.broker.subscribers.add(mailbox)
+        try:
+            yield mailbox
+        finally:
+            self._disconnect(mailbox)
 
     async def last_beats(self, nodes: Collection[str] | None = None) -> Sequence[bytes]:
         """Read what is kept; see ``LastBeats.last_beats``."""
         await self._call()
-        now = anyio.current_time()
-        return [
-            data
-            for node, (until, data) in self.broker.last.items()
-            if until > now and (nodes is None or node in nodes)
-        ]
+        last, now = self.broker.last, anyio.current_time()
+        for node in [node for node, (until, _) in last.items() if until <= now]:
+            del last[node]
+        return [data for node, (_, data) in last.items() if nodes is None or node in nodes]
 
     @asynccontextmanager
     async def attend(
@@ -108,22 +113,20 @@ class MemoryTransport:
     ) -> AsyncGenerator[AsyncIterator[Sequence[bytes]]]:
         """Be present; see ``Presence.attend``."""
         await self._call()
-        send, receive = anyio.create_memory_object_stream[bytes](math.inf)
+        mailbox = self._connect()
         self._session += 1
         self._attending = incarnation
-        self.broker.inboxes[incarnation] = send
-        with send, receive:
-            try:
-                yield _Batches(receive)
-            finally:
-                if self.broker.inboxes.get(incarnation) is send:
-                    del self.broker.inboxes[incarnation]
+        self.broker.inboxes[incarnation] = mailbox
+        try:
+            yield mailbox
+        finally:
+            self._disconnect(mailbox)
 
     async def connections(self, incarnations: Collection[Incarnation]) -> Connections:
         """Ask who is present; see ``Presence.connections``."""
         await self._call()
         present = self.broker.inboxes
-        if self._attending not in present:
+        if self._attending is None or present.get(self._attending) not in self._open:
             raise TransportError("this transport is not connected itself")
         asked = frozenset(incarnations)
         return Connections(
@@ -133,33 +136,29 @@ class MemoryTransport:
     async def post(self, data: bytes, to: Incarnation) -> None:
         """Send to one inbox; see ``Presence.post``."""
         await self._call()
-        stream = self.broker.inboxes.get(to)
-        if stream is not None:
-            stream.send_nowait(data)
+        mailbox = self.broker.inboxes.get(to)
+        if mailbox is not None:
+            mailbox.put(data)
 
     async def aclose(self) -> None:
-        """Do nothing: there is no connection to let go."""
+        """Let go of what is open; see ``Transport.aclose``."""
+        for mailbox in list(self._open):
+            self._disconnect(mailbox)
 
     async def _call(self) -> None:
+        """Reach the broker."""
         await anyio.lowlevel.checkpoint()
         if not self.broker.up:
             raise TransportError("the broker is away")
 
+    def _connect(self) -> Mailbox:
+        mailbox = self._mailbox()
+        self._open.add(mailbox)
+        return mailbox
 
-class _Batches:
-    """Iterates what arrives; no generator, since nobody would close it."""
+    def _mailbox(self) -> Mailbox:
+        return Mailbox(self.broker.backlog)
 
-    def __init__(self, receive: MemoryObjectReceiveStream[bytes]) -> None:
-        self._receive = receive
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Sequence[bytes]:
-        try:
-            batch = [await self._receive.receive()]
-        except anyio.EndOfStream:
-            raise TransportError("the broker went away") from None
-        while self._receive.statistics().current_buffer_used:
-            batch.append(self._receive.receive_nowait())
-        return batch
+    def _disconnect(self, mailbox: Mailbox) -> None:
+        self._open.discard(mailbox)
+        self.broker.drop(mailbox)

@@ -15,8 +15,9 @@ import anyio.abc
 import attrs
 
 from heartbeat_core._beat import Beat, Incarnation, Kind, Status, decode, encode
-from heartbeat_core._detector import Detector, NodeView
+from heartbeat_core._detector import Detector
 from heartbeat_core._errors import BeatError, TransportError
+from heartbeat_core._record import NodeView
 from heartbeat_core._settings import Settings
 from heartbeat_core._states import Cause, State, Transition, next_state
 from heartbeat_core._transport import LastBeats, Presence, Transport

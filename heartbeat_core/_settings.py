@@ -15,6 +15,9 @@ __all__ = ("Settings",)
 ENVIRONMENT_PREFIX = "CELERY_HEARTBEAT_"
 MAPPING_PREFIX = "heartbeat_"
 
+DETECTORS = ("checks", "phi")
+LARGEST_PHI = 100.0
+
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
@@ -36,6 +39,22 @@ def _seconds(_instance: object, attribute: "attrs.Attribute[float]", value: obje
         or not 0 < value <= sys.float_info.max
     ):
         raise SettingsError(f"{attribute.name} ({value!r}) must be a number of seconds above 0")
+
+
+def _judge(_instance: object, attribute: "attrs.Attribute[str]", value: object) -> None:
+    if value not in DETECTORS:
+        raise SettingsError(f"{attribute.name} ({value!r}) must be one of {', '.join(DETECTORS)}")
+
+
+def _level(_instance: object, attribute: "attrs.Attribute[float]", value: object) -> None:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 0 < value <= LARGEST_PHI
+    ):
+        raise SettingsError(
+            f"{attribute.name} ({value!r}) must be a number above 0, at most {LARGEST_PHI:g}"
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -60,6 +79,11 @@ class Settings:
             discarded and its tombstone is kept.
         disconnect_interval: The gap between two looks at the connections of the nodes, and so
             between two checks of a node whose connection is gone, in seconds.
+        detector: How silence is judged: ``"checks"`` by the gaps above, or ``"phi"`` by the gaps
+            that were observed (phi accrual); then ``checks`` counts closed connections only.
+        phi_suspect: The phi at which a node is SUSPECT, if ``detector`` is ``"phi"``: 3 stands for
+            a silence that one beat in a thousand leaves.
+        phi_dead: The phi at which a node is DEAD, but not before ``min_freq``.
 
     Raises:
         SettingsError: A value is of the wrong type or out of order.
@@ -73,6 +97,9 @@ class Settings:
     expire: float = attrs.field(default=30.0, validator=_seconds)
     discard_delay: float = attrs.field(default=60.0, validator=_seconds)
     disconnect_interval: float = attrs.field(default=0.1, validator=_seconds)
+    detector: str = attrs.field(default="checks", validator=_judge)
+    phi_suspect: float = attrs.field(default=3.0, validator=_level)
+    phi_dead: float = attrs.field(default=8.0, validator=_level)
 
     def __attrs_post_init__(self) -> None:
         """Hold the order of the four gaps."""
@@ -88,6 +115,11 @@ class Settings:
             raise SettingsError(
                 f"disconnect_interval ({self.disconnect_interval} s) must not exceed "
                 f"max_freq ({self.max_freq} s): raise max_freq or lower disconnect_interval"
+            )
+        if self.phi_suspect > self.phi_dead:
+            raise SettingsError(
+                f"phi_suspect ({self.phi_suspect}) must not exceed phi_dead ({self.phi_dead}): "
+                "raise phi_dead or lower phi_suspect"
             )
 
     @classmethod
@@ -149,7 +181,7 @@ def _must_be_known(key: str, name: str, names: Collection[str]) -> None:
     raise SettingsError(f"{key} is not a setting: {meant}")
 
 
-def _parse(cls: type[Settings], key: str, name: str, text: str) -> bool | int | float:
+def _parse(cls: type[Settings], key: str, name: str, text: str) -> bool | int | float | str:
     """Turn the text of an environment variable into the type of its setting."""
     kind = getattr(attrs.fields(cls), name).type
     word = text.strip().lower()
@@ -157,8 +189,10 @@ def _parse(cls: type[Settings], key: str, name: str, text: str) -> bool | int | 
         if word in _TRUE | _FALSE:
             return word in _TRUE
         raise SettingsError(f"{key} ({text!r}) must be true or false")
+    if kind is str:
+        return word
     try:
         return int(word) if kind is int else float(word)
     except ValueError:
-        wanted = "a whole number" if kind is int else "a number of seconds"
+        wanted = "a whole number" if kind is int else "a number"
         raise SettingsError(f"{key} ({text!r}) must be {wanted}") from None

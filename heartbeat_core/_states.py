@@ -30,14 +30,18 @@ class Cause(enum.Enum):
     RECORDED = "known by record only"
     BEAT = "beat"
     SILENCE = "silence"
+    MUTE = "silent, but connected"
+    STALLED = "stalled"
     DISCONNECTED = "connection closed"
     CHECKS_FAILED = "checks failed"
+    PHI = "phi exceeded"
     EXPIRED = "expired"
     SUPERSEDED = "superseded by a larger incarnation"
     LARGER_INCARNATION = "larger incarnation"
     OBITUARY = "obituary"
     GOODBYE = "goodbye"
     DISCARDED = "discard delay passed"
+    MASS_LOSS = "most connections went at once"
 
 
 TRANSITIONS: Mapping[tuple[State | None, Cause], State | None] = MappingProxyType(
@@ -45,17 +49,23 @@ TRANSITIONS: Mapping[tuple[State | None, Cause], State | None] = MappingProxyTyp
         (None, Cause.FIRST_BEAT): State.ALIVE,
         (None, Cause.RECORDED): State.SUSPECT,
         (State.ALIVE, Cause.SILENCE): State.SUSPECT,
+        (State.ALIVE, Cause.MUTE): State.SUSPECT,
         (State.ALIVE, Cause.DISCONNECTED): State.SUSPECT,
+        (State.ALIVE, Cause.STALLED): State.SUSPECT,
         (State.SUSPECT, Cause.BEAT): State.ALIVE,
         (State.SUSPECT, Cause.CHECKS_FAILED): State.DEAD,
+        (State.SUSPECT, Cause.PHI): State.DEAD,
         (State.SUSPECT, Cause.EXPIRED): State.DEAD,
         (State.ALIVE, Cause.SUPERSEDED): State.DEAD,
         (State.SUSPECT, Cause.SUPERSEDED): State.DEAD,
         (State.DEAD, Cause.LARGER_INCARNATION): State.ALIVE,
         (State.ALIVE, Cause.OBITUARY): State.DEAD,
+        (State.SUSPECT, Cause.OBITUARY): State.DEAD,
         (State.ALIVE, Cause.GOODBYE): None,
         (State.SUSPECT, Cause.GOODBYE): None,
         (State.DEAD, Cause.DISCARDED): None,
+        # Of the observer itself: it sets aside what it knows of connections.
+        (State.ALIVE, Cause.MASS_LOSS): State.ALIVE,
     }
 )
 """Every transition there is. What is not in the table does not happen."""

@@ -1,5 +1,7 @@
 """A detector with hands: short words for what comes in, on a clock that the test advances."""
 
+from collections.abc import Iterable
+
 from heartbeat_core import (
     Beat,
     Connections,
@@ -40,9 +42,10 @@ class World:
         clock: float = 0.0,
         sent: float | None = None,
         gap: float = 1.0,
+        stalled: bool = False,
     ) -> list[Transition]:
         """Hear a node, whose clock is so many seconds ahead."""
-        return self._take(Incarnation(node, number), kind, sequence, clock, sent, gap)
+        return self._take(Incarnation(node, number), kind, sequence, clock, sent, gap, stalled)
 
     def _take(
         self,
@@ -52,6 +55,7 @@ class World:
         clock: float,
         sent: float | None = None,
         gap: float = 1.0,
+        stalled: bool = False,
     ) -> list[Transition]:
         if sequence is None:
             sequence = self._sequences[incarnation] = self._sequences.get(incarnation, 0) + 1
@@ -61,6 +65,7 @@ class World:
             sent=(self.now if sent is None else sent) + clock,
             gap=gap,
             kind=kind,
+            stalled=stalled,
         )
         return self._note(self.detector.observe(beat, self.now))
 
@@ -99,9 +104,10 @@ class World:
             self.connections(*connected)
             self.check()
 
-    def _note(self, transitions: list[Transition]) -> list[Transition]:
-        self.seen += transitions
-        return transitions
+    def _note(self, transitions: Iterable[Transition]) -> list[Transition]:
+        noted = list(transitions)
+        self.seen += noted
+        return noted
 
     def states(self) -> dict[str, State]:
         """Give the table of nodes."""

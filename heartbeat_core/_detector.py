@@ -17,6 +17,7 @@ from heartbeat_core._judges import Judge, judge_for
 from heartbeat_core._looks import Connections, Looks
 from heartbeat_core._record import NodeView, Record
 from heartbeat_core._settings import Settings
+from heartbeat_core._silence import Silence
 from heartbeat_core._states import Cause, State, Transition, next_state
 from heartbeat_core._wheel import Wheel
 
@@ -69,6 +70,7 @@ class Detector:
     _now: float = attrs.field(default=-_INF, init=False)
     _judge: Judge = attrs.field(init=False)
     _hearing: Hearing = attrs.field(init=False)
+    _silence: Silence = attrs.field(init=False)
     _looks: Looks = attrs.field(init=False)
     _wheel: Wheel = attrs.field(init=False)
     _punctual: float = attrs.field(init=False)
@@ -81,8 +83,9 @@ class Detector:
         self._judge = judge_for(self.settings)
         self._learns = self._judge.learns
         self._hearing = Hearing(max(self.settings.max_freq, 1.5 * frequency))
+        self._silence = Silence(self.settings, self._judge, self._hearing)
         self._looks = Looks(self.settings)
-        self._wheel = Wheel(frequency / 4, self._deadline)
+        self._wheel = Wheel(frequency / 4, self._silence.deadline)
         self._punctual = frequency / 4
         self._drift = CLOCK_DRIFT * frequency
 
@@ -177,7 +180,7 @@ class Detector:
         if echo is not None:
             self._wheel.advance(echo)
             for record in self._wheel.due(echo):
-                if self._dead_at(record) <= echo:
+                if self._silence.dead_at(record) <= echo:
                     found.add(record.incarnation)
         return sorted(found)
 
@@ -213,9 +216,7 @@ class Detector:
                 cause = Cause.MUTE if record.connected else Cause.SILENCE
                 transitions.append(self._change(record, cause))
             elif may_die is None or record.incarnation in may_die:
-                expired = self._silence(record) >= self.settings.expire
-                cause = Cause.EXPIRED if expired else self._judge.verdict
-                transitions.append(self._change(record, cause))
+                transitions.append(self._change(record, self._silence.verdict(record)))
             else:
                 spared.append(record)
         for record in spared:
@@ -250,9 +251,7 @@ class Detector:
         wants to plot it: transitions follow from deadlines, not from this.
         """
         record = self._records.get(node)
-        if record is None or not now - self._hearing.lag > self._base(record):
-            return 0.0
-        return self._judge.level(record, now - self._hearing.lag - self._base(record))
+        return 0.0 if record is None else self._silence.level(record, now - self._hearing.lag)
 
     def nodes(self) -> list[NodeView]:
         """Give the table of the other nodes, by name."""
@@ -260,9 +259,9 @@ class Detector:
             NodeView(
                 incarnation=record.incarnation,
                 state=record.state,
-                silence=self._silence(record),
+                silence=self._silence.length(record),
                 connected=record.connected,
-                checks_failed=self._checks_failed(record),
+                checks_failed=self._silence.checks_failed(record),
                 stalled=record.stalled,
                 status=record.status,
             )
@@ -445,7 +444,7 @@ class Detector:
             state=record.state,
             cause=cause,
             at=self._now,
-            checks_failed=self._checks_failed(record),
+            checks_failed=self._silence.checks_failed(record),
             reason=reason,
         )
 
@@ -458,50 +457,7 @@ class Detector:
         self._left[incarnation.node] = incarnation.number
         self._departures.append((now + self.settings.discard_delay, incarnation))
 
-    # -- silence and its deadlines -----------------------------------------------------------
-
-    def _base(self, record: Record) -> float:
-        """Tell from when on a silence counts."""
-        return max(record.heard, self._hearing.floor)
-
-    def _silence(self, record: Record) -> float:
-        echo = self._hearing.echo
-        return 0.0 if echo is None else max(0.0, echo - self._base(record))
-
-    def _deadline(self, record: Record) -> float:
-        """Tell when silence changes the state of a node next, on the clock of hearing."""
-        if record.state is State.ALIVE:
-            limit = min(self._judge.suspect_after(record), self.settings.expire)
-            # Silence as long as the limit is normal still.
-            return math.nextafter(self._base(record) + limit, _INF)
-        return self._dead_at(record) if record.state is State.SUSPECT else _INF
-
-    def _dead_at(self, record: Record) -> float:
-        """Tell when a node that is, or will be, suspected is dead by its silence."""
-        base = self._base(record)
-        expired = base + self.settings.expire
-        if record.connected is not None:
-            # Who is connected is mute; of who is not, looks decide sooner.
-            return expired
-        dead = base + self._judge.dead_after(record)
-        if record.checks_from >= base:
-            step = self.settings.frequency * record.slack
-            dead = max(
-                base + self.settings.min_freq * record.slack,
-                record.checks_from + (self.settings.checks - 1) * step,
-            )
-        return min(dead, expired)
-
-    def _checks_failed(self, record: Record) -> int:
-        if record.connected is False or record.state is not State.SUSPECT:
-            return record.checks_failed
-        base, echo = self._base(record), self._hearing.echo
-        first = base + self._judge.suspect_after(record)
-        if record.checks_from >= base:
-            first = record.checks_from
-        if echo is None or echo < first:
-            return 1
-        return 1 + int((echo - first) / (self.settings.frequency * record.slack))
+    # -- inside ------------------------------------------------------------------------------
 
     def _deadlines(self) -> Iterator[float]:
         if self._looks.condemned():
@@ -526,8 +482,6 @@ class Detector:
             if self._records.get(record.incarnation.node) is record:
                 reason = f"{record.incarnation.node} is forgotten"
                 yield self._change(record, Cause.DISCARDED, reason)
-
-    # -- inside ------------------------------------------------------------------------------
 
     def _clean(self, now: float) -> float:
         """Give the time, or the latest good one."""
@@ -563,32 +517,32 @@ class Detector:
         """Move a record along the table, and say so."""
         previous = record.state
         state = next_state(previous, cause)
-        silence = self._silence(record)
+        if state is State.SUSPECT:
+            # Before it is described: the first check has failed.
+            record.state = state
         gone = self._now - record.disconnected_at if record.connected is False else None
-        if state is not previous and state is State.SUSPECT:
-            record.state = state
-        checks_failed = self._checks_failed(record)
-        if state is None:
-            self._remove(record)
-        else:
-            record.state = state
-            if state is State.DEAD:
-                self._bury(record, checks_failed)
-            else:
-                self._wheel.arm(record)
-        return Transition(
+        transition = Transition(
             incarnation=record.incarnation,
             previous=previous,
             state=state,
             cause=cause,
             at=self._now,
-            silence=silence,
-            checks_failed=checks_failed,
+            silence=self._silence.length(record),
+            checks_failed=self._silence.checks_failed(record),
             disconnected_for=gone,
-            reason=reason or self._explain(record, cause, silence, gone, checks_failed),
+            reason=reason or self._silence.explain(record, cause, self._now),
         )
+        if state is None:
+            self._remove(record)
+        elif state is State.DEAD:
+            self._bury(record, transition.checks_failed)
+        else:
+            record.state = state
+            self._wheel.arm(record)
+        return transition
 
     def _bury(self, record: Record, checks_failed: int) -> None:
+        record.state = State.DEAD
         record.checks_failed = checks_failed
         self._living.discard(record.incarnation)
         self._looks.forget(record)
@@ -600,18 +554,3 @@ class Detector:
         self._living.discard(record.incarnation)
         self._looks.forget(record)
         self._wheel.disarm(record)
-
-    def _explain(
-        self, record: Record, cause: Cause, silence: float, gone: float | None, checks_failed: int
-    ) -> str:
-        connection = (
-            "connection open"
-            if record.connected
-            else "nothing known of its connections"
-            if gone is None
-            else f"connection closed {gone:.2f} s ago"
-        )
-        judged = f"{checks_failed} of {self.settings.checks} checks failed"
-        if self._learns and cause in {Cause.SILENCE, Cause.MUTE, Cause.PHI}:
-            judged = f"phi {self._judge.level(record, silence):.1f}"
-        return f"no beat for {silence:.2f} s, {connection}, {judged}"

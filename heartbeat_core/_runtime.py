@@ -2,40 +2,36 @@
 
 import logging
 import math
-import random
 import time
 import weakref
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import anyio
 import anyio.abc
 import attrs
 
-from heartbeat_core._beat import Beat, Incarnation, Kind, Status, decode, encode
+from heartbeat_core._beat import NO_STATUS, Beat, Incarnation, Kind, Status, decode, encode
 from heartbeat_core._detector import Detector
 from heartbeat_core._errors import BeatError, TransportError
+from heartbeat_core._outage import Outage, Retry
 from heartbeat_core._record import NodeView
+from heartbeat_core._reports import Subscriber, log
 from heartbeat_core._settings import Settings
-from heartbeat_core._states import Cause, State, Transition, next_state
+from heartbeat_core._states import Cause, State, Transition
 from heartbeat_core._transport import LastBeats, Presence, Transport
 
 __all__ = ("Heartbeat",)
 
 logger = logging.getLogger("heartbeat_core")
 
-BUFFER = 16_384
-"""So many transitions wait for a slow subscriber; of more, the newest are dropped and counted."""
+T = TypeVar("T")
 
 LONGEST_STEM = 230
 """So much of a name that is taken goes into the new one, which must not be too long."""
 
-FIRST_RETRY, LAST_RETRY = 0.02, 1.0
 GOODBYE_TIMEOUT = 1.0
-
-_LEVELS = {State.SUSPECT: logging.WARNING, State.DEAD: logging.ERROR}
 
 
 class Heartbeat:
@@ -53,6 +49,9 @@ class Heartbeat:
         observe: Whether to judge the others.
         status: Asked before each beat for what the node says of itself. It must not block; if
             it raises, the beat goes out without a status.
+        stalled: Asked before each beat whether this node's work does not move, though its process
+            lives; the others then suspect it, for that cause. It must not block; if it raises,
+            the node counts as moving.
 
     Attributes:
         dropped: How many messages were dropped, by reason.
@@ -66,6 +65,7 @@ class Heartbeat:
         settings: Settings | None = None,
         observe: bool = True,
         status: Callable[[], Status] | None = None,
+        stalled: Callable[[], bool] | None = None,
     ) -> None:
         self.name = node
         self.settings = settings or Settings()
@@ -73,6 +73,7 @@ class Heartbeat:
         self.dropped: dict[str, int] = {}
         self._transport = transport
         self._status = status
+        self._stalled = stalled
         self._sequence = 0
         self._echoed = 0
         self._incarnation = Incarnation(node, _new_number(0))
@@ -85,8 +86,8 @@ class Heartbeat:
         self._judging = anyio.Lock()
         self._publishing = anyio.Lock()
         self._leaving = False
-        self._outage = _Outage(node)
-        self._subscribers: weakref.WeakSet[_Subscriber] = weakref.WeakSet()
+        self._outage = Outage(node)
+        self._subscribers: weakref.WeakSet[Subscriber] = weakref.WeakSet()
         self._tasks: anyio.abc.TaskGroup | None = None
 
     async def __aenter__(self) -> Self:
@@ -148,13 +149,13 @@ class Heartbeat:
         The iteration ends when the heartbeat does. Whoever falls behind by more than 16,384
         loses the newest; they are counted in ``dropped`` as ``unread``.
         """
-        subscriber = _Subscriber()
+        subscriber = Subscriber()
         self._subscribers.add(subscriber)
         return subscriber
 
     def expect(self, incarnations: Iterable[Incarnation]) -> None:
         """Say that these are on record somewhere, so that they are missed if they do not beat."""
-        now = time.monotonic()
+        now = anyio.current_time()
         for incarnation in incarnations:
             self._emit(self._detector.expect(incarnation, now))
 
@@ -167,7 +168,9 @@ class Heartbeat:
 
         Nothing happens if it is not the present one any more.
         """
-        self._fenced(fenced)
+        obituary = self._beat_of(Kind.OBITUARY, fenced, fenced.number)
+        if fenced == self._incarnation:
+            self._take(obituary, anyio.current_time())
 
     # -- beating ------------------------------------------------------------------------------
 
@@ -207,31 +210,38 @@ class Heartbeat:
                 ttl=self.settings.expire,
             )
 
-    def _encode(self, kind: Kind, incarnation: Incarnation, sequence: int) -> bytes:
-        beat = Beat(
+    def _beat_of(self, kind: Kind, incarnation: Incarnation, sequence: int) -> Beat:
+        speaks = kind is Kind.BEAT
+        return Beat(
             incarnation=incarnation,
             sequence=sequence,
-            sent=time.monotonic(),
+            sent=anyio.current_time(),
             gap=self.settings.frequency,
             namespace=self._transport.namespace,
             kind=kind,
-            status={} if self._status is None or kind is not Kind.BEAT else self._ask_status(),
+            stalled=speaks and bool(self._ask("stalled", self._stalled, False)),
+            status=self._ask("status", self._status, NO_STATUS) if speaks else NO_STATUS,
         )
+
+    def _encode(self, kind: Kind, incarnation: Incarnation, sequence: int) -> bytes:
+        beat = self._beat_of(kind, incarnation, sequence)
         try:
             return encode(beat)
         except BeatError as exc:
             if self._drop("status") == 1:
                 logger.warning("heartbeat: the status of %s is left out: %s", self.name, exc)
-            return encode(attrs.evolve(beat, status={}))
+            return encode(attrs.evolve(beat, status=NO_STATUS))
 
-    def _ask_status(self) -> Status:
-        assert self._status is not None
+    def _ask(self, what: str, ask: Callable[[], T] | None, otherwise: T) -> T:
+        """Ask the service about itself; its mistakes cost no beat."""
+        if ask is None:
+            return otherwise
         try:
-            return self._status()
+            return ask()
         except Exception:
-            if self._drop("status") == 1:
-                logger.exception("heartbeat: the status of %s could not be asked for", self.name)
-            return {}
+            if self._drop(what) == 1:
+                logger.exception("heartbeat: %s of %s could not be asked for", what, self.name)
+            return otherwise
 
     async def _say_goodbye(self) -> None:
         if not self._joined.is_set():
@@ -252,7 +262,7 @@ class Heartbeat:
         """Hold the connection by which the node is present, and read what comes to its inbox."""
         presence = self._transport
         assert isinstance(presence, Presence)
-        retry = _Retry()
+        retry = Retry()
         while True:
             incarnation = self._incarnation
             try:
@@ -308,11 +318,9 @@ class Heartbeat:
             self._detector.me = self._incarnation
         return False
 
-    def _fenced(self, incarnation: Incarnation) -> None:
+    def _begin_anew(self, above: int) -> None:
         """Begin a new incarnation, since this one was declared dead."""
-        if incarnation != self._incarnation:
-            return
-        self._incarnation = Incarnation(self.name, _new_number(incarnation.number))
+        self._incarnation = Incarnation(self.name, _new_number(above))
         self._detector.me = self._incarnation
         self._sequence = self._echoed = 0
         if isinstance(self._transport, Presence):
@@ -320,23 +328,11 @@ class Heartbeat:
                 self._joined = anyio.Event()
             if self._attendance is not None:
                 self._attendance.cancel()
-        self._emit(
-            [
-                Transition(
-                    incarnation=incarnation,
-                    previous=State.ALIVE,
-                    state=next_state(State.ALIVE, Cause.OBITUARY),
-                    cause=Cause.OBITUARY,
-                    at=time.monotonic(),
-                    reason=f"{self.name} was declared dead by an observer",
-                )
-            ]
-        )
 
     # -- observing ----------------------------------------------------------------------------
 
     async def _keep_listening(self) -> None:
-        retry = _Retry()
+        retry = Retry()
         while True:
             try:
                 async with self._transport.subscribe() as batches:
@@ -353,7 +349,7 @@ class Heartbeat:
                 await retry.wait()
 
     def _take_all(self, batch: Iterable[bytes]) -> None:
-        now = time.monotonic()
+        now = anyio.current_time()
         for data in batch:
             try:
                 beat = decode(data)
@@ -362,14 +358,15 @@ class Heartbeat:
                 continue
             if beat.namespace != self._transport.namespace:
                 self._drop("namespace")
-            elif beat.kind is Kind.OBITUARY:
-                self._fenced(beat.incarnation)
             else:
                 self._take(beat, now)
 
     def _take(self, beat: Beat, now: float) -> None:
         transitions = self._detector.observe(beat, now)
         if transitions:
+            if beat.incarnation == self._incarnation:
+                # Its own obituary, which also says what it has to be larger than.
+                self._begin_anew(max(beat.sequence, beat.incarnation.number))
             self._emit(transitions)
         elif beat.incarnation == self._incarnation:
             self._echoed = max(self._echoed, beat.sequence)
@@ -393,48 +390,57 @@ class Heartbeat:
                 self._outage.begin("ask", exc)
                 continue
             self._outage.end("ask")
-            self._emit(self._detector.connections(seen, time.monotonic()))
+            self._emit(self._detector.connections(seen, anyio.current_time()))
             if seen.connected != seen.asked:
                 await self._judge()
 
     async def _keep_judging(self) -> None:
         """Judge whenever a deadline has passed, as of an echo that is younger than it."""
+        judged = False
         while True:
             self._wake = anyio.Event()
             deadline = self._detector.next_deadline()
-            now = time.monotonic()
+            now, heard = anyio.current_time(), self._detector.heard_self_at
             wait = math.inf if deadline is None else deadline - now
-            if wait <= 0:
+            if wait <= 0 and judged and deadline is not None and deadline <= (heard or -math.inf):
+                wait = 0.0  # There is more to do than one call does.
+            elif wait <= 0:
                 wait = self.settings.frequency
                 if self._echoed == self._sequence:
                     self._beat_at_once.set()
-            with anyio.move_on_after(wait):
+            with anyio.move_on_after(wait) as timer:
                 await self._wake.wait()
-            await self._judge()
+            if timer.cancelled_caught:
+                self._oversleep(anyio.current_time(), now + wait)
+            judged = await self._judge()
 
-    async def _judge(self) -> None:
-        """Read the last beats of those about to die, then judge."""
+    def _oversleep(self, now: float, wanted: float) -> None:
+        """Count no silence while this process was stopped, or starved."""
+        late = now - wanted
+        if late > self.settings.frequency / 2:
+            self._detector.oversleep(now, late)
+
+    async def _judge(self) -> bool:
+        """Read the last beats of those about to die, then judge; tell whether that was possible."""
         async with self._judging:
-            read: set[Incarnation] = set()
-            # Until nobody is left that nobody asked for: while one is read, others fall due.
-            while isinstance(self._transport, LastBeats) and (
-                dying := set(self._detector.dying()) - read
-            ):
+            dying = self._detector.dying()
+            if dying and isinstance(self._transport, LastBeats):
                 try:
                     last = await self._transport.last_beats([each.node for each in dying])
                 except TransportError as exc:
                     self._outage.begin("read", exc)
-                    return
-                read |= dying
+                    return False
                 self._take_all(last)
             self._outage.end("read")
-            self._emit(self._detector.check(time.monotonic()))
+            # Who has fallen due meanwhile is asked for next time.
+            self._emit(self._detector.check(anyio.current_time(), may_die=frozenset(dying)))
+            return True
 
     # -- reporting ----------------------------------------------------------------------------
 
     def _emit(self, transitions: Iterable[Transition]) -> None:
         for transition in transitions:
-            _log(transition)
+            log(transition)
             for subscriber in self._subscribers:
                 if not subscriber.put(transition):
                     self._drop("unread")
@@ -448,8 +454,11 @@ class Heartbeat:
             self._tasks.start_soon(self._post_obituary, self._transport, incarnation)
 
     async def _post_obituary(self, presence: Presence, incarnation: Incarnation) -> None:
+        latest = self._detector.latest(incarnation.node) or incarnation
         try:
-            await presence.post(self._encode(Kind.OBITUARY, incarnation, 0), incarnation)
+            await presence.post(
+                self._encode(Kind.OBITUARY, incarnation, latest.number), incarnation
+            )
         except TransportError as exc:
             self._outage.begin("ask", exc)
 
@@ -461,98 +470,6 @@ class Heartbeat:
         return count
 
 
-class _Subscriber:
-    """What one reader of the transitions has not read yet.
-
-    It needs no closing: whom nobody iterates any more is forgotten with it.
-    """
-
-    def __init__(self) -> None:
-        self._unread: deque[Transition] = deque()
-        self._changed = anyio.Event()
-        self._ended = False
-
-    def put(self, transition: Transition) -> bool:
-        """Add one, if there is room."""
-        if len(self._unread) >= BUFFER:
-            return False
-        self._unread.append(transition)
-        self._changed.set()
-        return True
-
-    def end(self) -> None:
-        """Let the iteration end after what is unread."""
-        self._ended = True
-        self._changed.set()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Transition:
-        while not self._unread:
-            if self._ended:
-                raise StopAsyncIteration
-            self._changed = anyio.Event()
-            await self._changed.wait()
-        return self._unread.popleft()
-
-
-class _Outage:
-    """Logs one line when the broker is lost and one when all that was broken is back."""
-
-    def __init__(self, node: str) -> None:
-        self._node = node
-        self._broken: set[str] = set()
-        self._since = 0.0
-
-    def begin(self, part: str, exc: TransportError) -> None:
-        if not self._broken:
-            self._since = time.monotonic()
-            logger.warning("heartbeat: %s lost the broker: %s", self._node, exc)
-        self._broken.add(part)
-
-    def end(self, part: str) -> None:
-        if part in self._broken:
-            self._broken.discard(part)
-            if not self._broken:
-                away = time.monotonic() - self._since
-                logger.info("heartbeat: %s is back at the broker after %.1f s", self._node, away)
-
-
-class _Retry:
-    """Waits between two attempts: twice as long each time, up to a second, with jitter."""
-
-    def __init__(self) -> None:
-        self._next = FIRST_RETRY
-
-    def reset(self) -> None:
-        self._next = FIRST_RETRY
-
-    async def wait(self) -> None:
-        await anyio.sleep(self._next * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-        self._next = min(2 * self._next, LAST_RETRY)
-
-
 def _new_number(above: int) -> int:
     """Give the number of a new incarnation: the wall clock in microseconds, or more."""
     return max(time.time_ns() // 1000, above + 1)
-
-
-def _log(transition: Transition) -> None:
-    logger.log(
-        _LEVELS.get(transition.state, logging.INFO) if transition.state else logging.INFO,
-        "heartbeat: %s %s -> %s (%s): %s",
-        transition.node,
-        transition.previous.value if transition.previous else "unknown",
-        transition.state.value if transition.state else "gone",
-        transition.cause.value,
-        transition.reason,
-        extra={
-            "heartbeat_node": transition.node,
-            "heartbeat_incarnation": transition.incarnation.number,
-            "heartbeat_previous": transition.previous.value if transition.previous else None,
-            "heartbeat_state": transition.state.value if transition.state else None,
-            "heartbeat_cause": transition.cause.name.lower(),
-            "heartbeat_silence": transition.silence,
-        },
-    )

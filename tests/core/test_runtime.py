@@ -254,7 +254,7 @@ async def test_who_is_expected_and_does_not_come_is_dead() -> None:
 
 async def test_a_slow_subscriber_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a subscriber does not read in time is counted, and the rest goes on."""
-    monkeypatch.setattr("heartbeat_core._runtime.BUFFER", 1)
+    monkeypatch.setattr("heartbeat_core._reports.BUFFER", 1)
     a = Peer(MemoryBroker(), "a")
     async with running(a), anyio.create_task_group() as tasks:
         reached = anyio.Event()

@@ -5,6 +5,7 @@ clock; :class:`Heartbeat` is the runtime around it.
 """
 
 from heartbeat_core._beat import Beat, Incarnation, Kind, Status, decode, encode
+from heartbeat_core._blocking import BlockingHeartbeat
 from heartbeat_core._detector import Detector
 from heartbeat_core._errors import BeatError, HeartbeatError, SettingsError, TransportError
 from heartbeat_core._fork import no_fork, run_loop
@@ -20,6 +21,7 @@ __all__ = (
     "TRANSITIONS",
     "Beat",
     "BeatError",
+    "BlockingHeartbeat",
     "Cause",
     "Connections",
     "Detector",

@@ -2,6 +2,7 @@
 
 import logging
 from collections import deque
+from collections.abc import Iterator
 from typing import Self
 
 import anyio
@@ -41,6 +42,11 @@ class Subscriber:
         """Let the iteration end after what is unread."""
         self._ended = True
         self._changed.set()
+
+    def rest(self) -> Iterator[Transition]:
+        """Give what is unread, when no loop runs any more."""
+        while self._unread:
+            yield self._unread.popleft()
 
     def __aiter__(self) -> Self:
         return self

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -143,7 +143,7 @@ class Heartbeat:
         me = NodeView(incarnation=self._incarnation, state=State.ALIVE, silence=0.0)
         return sorted([*self._detector.nodes(), me], key=lambda view: view.incarnation)
 
-    def transitions(self) -> AsyncIterator[Transition]:
+    def transitions(self) -> Subscriber:
         """Iterate what changes from now on, this node's own obituary included.
 
         The iteration ends when the heartbeat does. Whoever falls behind by more than 16,384

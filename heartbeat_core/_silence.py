@@ -45,8 +45,8 @@ class Silence:
         """Tell when a node that is, or will be, suspected is dead by its silence."""
         base = self.base(record)
         expired = base + self._settings.expire
-        if record.connected is not None:
-            # Who is connected is mute; of who is not, looks decide sooner.
+        if record.connected:
+            # It is mute, not gone.
             return expired
         dead = base + self._judge.dead_after(record)
         if record.checks_from >= base:
@@ -63,16 +63,16 @@ class Silence:
         return Cause.EXPIRED if expired else self._judge.verdict
 
     def checks_failed(self, record: Record) -> int:
-        """Count the checks of a node that have failed."""
-        if record.connected is False or record.state is not State.SUSPECT:
+        """Count the checks of a node that have failed: silent ones, or looks if those are more."""
+        if record.state is not State.SUSPECT:
             return record.checks_failed
         base, echo = self.base(record), self._hearing.echo
         first = base + self._judge.suspect_after(record)
         if record.checks_from >= base:
             first = record.checks_from
-        if echo is None or echo < first:
-            return 1
-        return 1 + int((echo - first) / (self._settings.frequency * record.slack))
+        late = -1.0 if echo is None else echo - first
+        silent = 1 + int(late / (self._settings.frequency * record.slack)) if late > 0 else 1
+        return max(silent, record.checks_failed)
 
     def level(self, record: Record, time: float) -> float:
         """Tell how suspicious a node's silence is at a time."""

@@ -69,7 +69,13 @@ class Wheel:
 
     def due(self, now: float) -> list[Record]:
         """Give the records that are due by now, of those that ``advance`` has found; takes none."""
-        return [record for due, _, record in self._heap if due <= now and self._is_due(record, now)]
+        found = (
+            record
+            for due, _, record in self._heap
+            if due <= now and record.due == due and self._deadline(record) <= now
+        )
+        # Who was armed to and fro may stand there twice.
+        return list(dict.fromkeys(found))
 
     def take(self, now: float) -> Record | None:
         """Take one that is due by now, the earliest first; it has to be armed again."""
@@ -79,7 +85,7 @@ class Wheel:
                 continue
             record.due = INF
             deadline = self._deadline(record)
-            if deadline <= now:
+            if deadline <= due:
                 return record
             self._place(record, deadline)
         return None
@@ -102,9 +108,6 @@ class Wheel:
                     start = cursor * self._width
                     return start if first is None else min(first, start)
         return first
-
-    def _is_due(self, record: Record, now: float) -> bool:
-        return record.due <= now and self._deadline(record) <= now
 
     def _place(self, record: Record, deadline: float) -> None:
         record.due = deadline

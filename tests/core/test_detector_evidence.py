@@ -1,0 +1,396 @@
+"""What speaks for and against a node, scene by scene."""
+
+import math
+import pathlib
+import sys
+
+import pytest
+
+sys.path[:0] = [str(pathlib.Path(__file__).parent)]
+
+from world import ME, World
+
+from heartbeat_core import Beat, Cause, Detector, Incarnation, Kind, Settings, State
+
+ALIVE, SUSPECT, DEAD = State.ALIVE, State.SUSPECT, State.DEAD
+
+
+@pytest.fixture
+def world() -> World:
+    """An observer with default settings and no other node."""
+    return World()
+
+
+# -- mute and stalled ---------------------------------------------------------------------------
+
+
+def test_the_mute_are_suspected_for_being_mute(world: World) -> None:
+    """Who is silent and connected is suspected with that cause, in words too."""
+    world.beat("a")
+    world.look(2.2, "a")
+    assert world.causes("a") == ["FIRST_BEAT", "MUTE"]
+    assert world.seen[-1].reason == "no beat for 2.10 s, connection open, 1 of 3 checks failed"
+
+
+def test_the_stalled_are_suspected_and_never_buried(world: World) -> None:
+    """Who beats, but says that its work does not move, is suspected as long as it says so."""
+    world.beat("a")
+    for _ in range(100):
+        world.pass_time(1)
+        world.beat("a", stalled=True)
+    assert world.causes("a") == ["FIRST_BEAT", "STALLED"]
+    assert "its work does not move" in world.seen[-1].reason
+    (view,) = world.detector.nodes()
+    assert view.stalled
+    world.pass_time(1)
+    world.beat("a")
+    assert world.causes("a") == ["FIRST_BEAT", "STALLED", "BEAT"]
+    assert world.states() == {"a": ALIVE}
+
+
+def test_the_stalled_who_fall_silent_die_like_others(world: World) -> None:
+    """Silence is judged as ever, whatever the last beat said."""
+    world.beat("a", stalled=True)
+    assert world.causes("a") == ["FIRST_BEAT", "STALLED"]
+    world.pass_time(3.9)
+    assert world.states() == {"a": SUSPECT}
+    world.pass_time(0.2)
+    assert world.states() == {"a": DEAD}
+
+
+def test_a_suspect_that_beats_stalled_says_both(world: World) -> None:
+    """A silent suspect that beats again, stalled, beat again and is suspected for that."""
+    world.beat("a")
+    world.pass_time(3.0)
+    assert [each.cause for each in world.beat("a", stalled=True)] == [Cause.BEAT, Cause.STALLED]
+
+
+# -- most at once -------------------------------------------------------------------------------
+
+
+def test_a_mass_loss_says_so_once(world: World) -> None:
+    """That most went at once is one transition of the observer's own, until it is over."""
+    names = [f"n{number}" for number in range(6)]
+    for name in names:
+        world.beat(name)
+    world.look(0.1, *names)
+    for _ in range(3):
+        world.look(0.5)
+        for name in names:
+            world.beat(name)
+    (told,) = [each for each in world.seen if each.cause is Cause.MASS_LOSS]
+    assert (told.incarnation, told.previous, told.state) == (ME, ALIVE, ALIVE)
+    assert told.reason == (
+        "the connections of 6 of 6 nodes went at once: that is no evidence, silence decides"
+    )
+    world.look(2.5, *names)
+    for name in names:
+        world.beat(name)
+    world.look(0.2, *names[4:])
+    assert world.causes("me") == ["MASS_LOSS", "MASS_LOSS"]
+
+
+# -- obituaries ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", [0.0, 2.5])
+def test_the_obituary_of_another_is_believed(world: World, after: float) -> None:
+    """Whom another observer has buried is fenced already, and dead here too."""
+    world.beat("a")
+    world.pass_time(after)
+    assert [each.cause for each in world.beat("a", kind=Kind.OBITUARY)] == [Cause.OBITUARY]
+    assert world.states() == {"a": DEAD}
+    assert not world.beat("a", kind=Kind.OBITUARY)
+    world.beat("a", 2)
+    assert world.states() == {"a": ALIVE}
+
+
+def test_an_obituary_is_of_one_life(world: World) -> None:
+    """The obituary of a former life, or of a later one, says nothing of this one."""
+    world.beat("a", 5)
+    for number in (4, 6):
+        assert not world.beat("a", number, kind=Kind.OBITUARY)
+    assert world.states() == {"a": ALIVE}
+
+
+def test_ones_own_obituary_is_told(world: World) -> None:
+    """An observer that reads its own obituary says so; that of a former life is nothing."""
+    assert [each.cause for each in world.beat("me", 1, kind=Kind.OBITUARY)] == [Cause.OBITUARY]
+    assert world.seen[-1].incarnation == ME
+    assert not world.beat("me", 7, kind=Kind.OBITUARY)
+
+
+# -- age ----------------------------------------------------------------------------------------
+
+
+def test_a_backlog_extends_nobodys_life(world: World) -> None:
+    """Beats that were held up and come all at once count as of when they were sent."""
+    world.beat("a")
+    start = world.now
+    world.pass_time(1.0)
+    backlog = [start + 0.5, start + 1.0]
+    world.pass_time(2.5)
+    for sent in backlog:
+        world.beat("a", sent=sent)
+    (view,) = world.detector.nodes()
+    assert view.silence == pytest.approx(2.5, abs=0.01)
+    world.pass_time(1.4)
+    assert DEAD not in world.states().values()
+    world.pass_time(0.2)
+    assert world.states() == {"a": DEAD}
+
+
+def test_a_delayed_beat_is_a_beat(world: World) -> None:
+    """One beat that comes late, and is followed by others in their time, speaks for its node."""
+    world.beat("a")
+    for second in range(1, 20):
+        world.pass_time(1.0)
+        late = 0.7 if second == 5 else 0.0
+        world.beat("a", sent=world.now - late)
+    assert world.causes("a") == ["FIRST_BEAT"]
+
+
+@pytest.mark.parametrize("seconds", [0.4, 1.5, 10.0, 29.0])
+def test_a_sender_whose_clock_stood_still_is_believed_again(world: World, seconds: float) -> None:
+    """After a suspended machine's clock lost some seconds its beats count as they come."""
+    world.beat("a")
+    world.connections("a")
+    for _ in range(100):
+        world.pass_time(1.0)
+        world.beat("a", clock=-seconds)
+    assert world.states() == {"a": ALIVE}
+    assert DEAD not in [each.state for each in world.seen]
+    assert "stale" not in world.detector.dropped
+
+
+# -- the observer's own pauses ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ["beats", "echo"])
+def test_a_pause_of_its_own_makes_nobody_silent(world: World, first: str) -> None:
+    """What an observer slept is nobody's silence, in whatever order it then reads."""
+    world.beat("a")
+    world.beat("b")
+    world.pass_time(0.9)
+    world.now += 30
+    world.detector.oversleep(world.now, 30.0)
+    assert world.check() == []
+    if first == "beats":
+        for ago in (20.0, 10.0, 0.5):
+            world.beat("a", sent=world.now - ago)
+    world.echo()
+    assert world.check() == []
+    # Of the one that did not beat meanwhile, what was before the pause still counts.
+    assert [view.silence for view in world.detector.nodes()][1] == pytest.approx(0.9)
+    world.pass_time(1.2)
+    assert world.causes("b") == ["FIRST_BEAT", "SILENCE"]
+    assert world.detector.frozen == pytest.approx(30)
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0, 0.0])
+def test_a_pause_that_is_none(world: World, seconds: float) -> None:
+    """A pause of no length, or of one that is no number, is none."""
+    world.beat("a")
+    world.now += 1
+    world.detector.oversleep(world.now, seconds)
+    assert world.detector.frozen == 0.0
+
+
+# -- times --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf, 0.0, 999.9])
+def test_a_clock_that_is_wrong_is_counted(world: World, wrong: float) -> None:
+    """A time that is none, or before an earlier one, is taken for the latest good one."""
+    world.beat("a")
+    detector = world.detector
+    beat = Beat(incarnation=Incarnation("a", 1), sequence=2, sent=world.now, gap=1.0)
+    assert not detector.observe(beat, wrong)
+    assert not detector.check(wrong)
+    assert not detector.expect(ME, wrong)
+    detector.oversleep(wrong, 1.0)
+    assert detector.dropped == {"clock": 4}
+    assert world.states() == {"a": ALIVE}
+    world.pass_time(4.2)
+    assert world.states() == {"a": DEAD}
+
+
+@pytest.mark.parametrize("first", [math.nan, math.inf])
+def test_a_first_time_that_is_wrong(first: float) -> None:
+    """A detector whose first time is no number begins at zero."""
+    detector = Detector(Settings(), ME)
+    assert not detector.check(first)
+    assert detector.dropped == {"clock": 1}
+    detector.observe(Beat(incarnation=Incarnation("a", 1), sequence=1, sent=0, gap=1), 1.0)
+    assert detector.nodes()[0].state is ALIVE
+
+
+@pytest.mark.parametrize("field", ["sent", "gap"])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_beat_whose_times_are_no_numbers(
+    world: World, field: str, wrong: float, known: bool
+) -> None:
+    """A beat with a time that is no number is counted and dropped."""
+    if known:
+        world.beat("a")
+    times = {"sent": world.now, "gap": 1.0, field: wrong}
+    beat = Beat(incarnation=Incarnation("a", 1), sequence=9, **times)  # type: ignore[arg-type]
+    assert not world.detector.observe(beat, world.now)
+    assert world.detector.dropped == {"malformed": 1}
+    assert world.states() == ({"a": ALIVE} if known else {})
+    if known:
+        world.beat("a", sequence=2)
+        assert world.detector.dropped == {"malformed": 1}
+
+
+# -- phi ----------------------------------------------------------------------------------------
+
+
+PHI = Settings(detector="phi")
+
+
+def test_phi_buries_with_its_own_cause() -> None:
+    """A regular node that falls silent is suspected by phi, and dead by phi at ``min_freq``."""
+    world = World(PHI)
+    for _ in range(200):
+        world.beat("a")
+        world.pass_time(1.0)
+    world.pass_time(1.2)
+    assert world.states() == {"a": ALIVE}
+    world.pass_time(0.4)
+    assert world.states() == {"a": SUSPECT}
+    assert "phi " in world.seen[-1].reason
+    world.pass_time(1.3)
+    assert world.states() == {"a": SUSPECT}
+    world.pass_time(0.2)
+    assert world.causes("a") == ["FIRST_BEAT", "SILENCE", "PHI"]
+
+
+def test_phi_forgives_the_irregular() -> None:
+    """A node whose gaps come and go is not suspected for the long ones, once they are known."""
+    world = World(PHI)
+    for number in range(300):
+        world.beat("a")
+        world.pass_time(0.5 if number % 3 else 2.8)
+        if number == 100:
+            world.seen.clear()
+    assert world.seen == []
+
+
+def test_a_lost_beat_is_no_slow_one() -> None:
+    """Phi learns from the gap a step of the sequence: losses make a node no more irregular."""
+    levels = []
+    for lossy in (False, True):
+        world = World(PHI)
+        for number in range(1, 300):
+            world.now += 1
+            world.echo()
+            if not lossy or number % 3 != 0 or number == 299:
+                world.beat("a", sequence=number)
+        levels.append(world.detector.suspicion("a", world.now + 2.4))
+    assert levels[1] == pytest.approx(levels[0], rel=0.2)
+
+
+@pytest.mark.parametrize("oversleeps", [True, False])
+def test_phi_learns_nothing_from_its_own_deafness(oversleeps: bool) -> None:
+    """A gap in which the observer was deaf, or slept, is no gap of the node's."""
+    world = World(PHI)
+    for _ in range(100):
+        world.beat("a")
+        world.pass_time(1.0)
+    before = world.detector.suspicion("a", world.now + 1.5)
+    for _ in range(10):
+        world.now += 20
+        if oversleeps:
+            world.detector.oversleep(world.now, 19.9)
+        world.echo()
+        for _ in range(3):
+            world.beat("a")
+            world.pass_time(1.0)
+    after = world.detector.suspicion("a", world.now + 1.5)
+    assert after == pytest.approx(before, rel=0.3)
+
+
+# -- suspicion ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [Settings(), PHI])
+def test_suspicion_can_be_plotted(settings: Settings) -> None:
+    """The level grows with silence, and is that of the verdicts at their thresholds."""
+    world = World(settings)
+    assert world.detector.suspicion("a", world.now) == 0.0
+    world.beat("a")
+    assert world.detector.suspicion("a", world.now) == 0.0
+    levels = [world.detector.suspicion("a", world.now + tenth / 10) for tenth in range(100)]
+    assert levels == sorted(levels)
+    assert levels[-1] > 5
+    assert world.states() == {"a": ALIVE}
+
+
+# -- work in portions ---------------------------------------------------------------------------
+
+
+def test_a_call_gives_a_limited_number_of_transitions(
+    monkeypatch: pytest.MonkeyPatch, world: World
+) -> None:
+    """When very many die at once, each call judges some, and none is left out."""
+    monkeypatch.setattr("heartbeat_core._detector.MOST_AT_ONCE", 10)
+    names = {f"n{number}" for number in range(100)}
+    for name in names:
+        world.beat(name)
+    world.now += 1.9
+    world.echo()
+    world.now += 1.9
+    world.echo()
+    world.now += 1.9
+    world.echo()
+    calls = 0
+    while True:
+        given = world.check()
+        assert len(given) <= 10
+        if not given:
+            break
+        calls += 1
+    assert calls == 20
+    assert set(world.states().values()) == {DEAD}
+    deadline = world.detector.next_deadline()
+    assert deadline == world.now + 60
+    world.now += 60
+    calls = 0
+    while world.check():
+        calls += 1
+    assert (calls, world.states()) == (10, {})
+
+
+def test_who_may_not_die_yet_is_spared(world: World) -> None:
+    """With ``may_die`` nobody else is declared dead, and whoever is spared stays due."""
+    for name in "abc":
+        world.beat(name)
+    world.look(0.1, "c")
+    world.pass_time(3.8)
+    world.now += 0.5
+    world.echo()
+    detector = world.detector
+    assert detector.dying() == [Incarnation("a", 1), Incarnation("b", 1)]
+    for _ in range(2):
+        given = detector.check(world.now, may_die={Incarnation("b", 1)})
+        assert {each.node for each in given if each.state is DEAD} <= {"b"}
+    assert world.states() == {"a": SUSPECT, "b": DEAD, "c": SUSPECT}
+    deadline = detector.next_deadline()
+    assert deadline is not None
+    assert deadline <= world.now
+    world.check()
+    assert world.states()["a"] is DEAD
+
+
+def test_looks_condemn_only_whom_they_may(world: World) -> None:
+    """Whom a look has condemned is spared as well, until it may die."""
+    world.beat("a")
+    world.look(0.1, "a")
+    for _ in range(3):
+        world.now += 0.1
+        world.connections()
+    assert world.detector.dying() == [Incarnation("a", 1)]
+    assert not world.detector.check(world.now, may_die=())
+    assert [each.state for each in world.check()] == [DEAD]

@@ -1,0 +1,155 @@
+"""The timer against a naive one that looks at everybody."""
+
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from heartbeat_core import Incarnation, State
+from heartbeat_core._record import Record
+from heartbeat_core._wheel import BUDGET, SLOTS, Wheel
+
+TIMES = st.sampled_from([0.0, 0.01, 0.1, 0.25, 0.3, 1.0, 2.0, 7.5, 30.0, 200.0])
+
+
+def record(deadline: float) -> Record:
+    """Give a record whose deadline is what it was heard."""
+    return Record(Incarnation("n", 1), 1, State.ALIVE, deadline)
+
+
+def deadline(each: Record) -> float:
+    """Give when a record is due."""
+    return each.heard
+
+
+class WheelMachine(RuleBasedStateMachine):
+    """Deadlines move to and fro, time passes, and the timer is asked."""
+
+    @initialize(width=st.sampled_from([0.1, 0.25, 1 / 3, 1.0]), start=st.sampled_from([0.0, 1e5]))
+    def begin(self, width: float, start: float) -> None:
+        """Begin at some time."""
+        self.now = start
+        self.wheel = Wheel(width, deadline)
+        self.wheel.advance(start)
+        self.armed: list[Record] = []
+
+    @rule(after=TIMES)
+    def arm(self, after: float) -> None:
+        """Add one."""
+        new = record(self.now + after)
+        self.armed.append(new)
+        self.wheel.arm(new)
+
+    @rule(which=st.integers(0), later=TIMES)
+    def postpone(self, which: int, later: float) -> None:
+        """A deadline moves on, and nobody tells the timer."""
+        if self.armed:
+            self.armed[which % len(self.armed)].heard += later
+
+    @rule(which=st.integers(0), after=TIMES)
+    def hurry(self, which: int, after: float) -> None:
+        """A deadline comes nearer, and the timer is told."""
+        if self.armed:
+            each = self.armed[which % len(self.armed)]
+            each.heard = min(each.heard, self.now + after)
+            self.wheel.arm(each)
+
+    @rule(which=st.integers(0))
+    def disarm(self, which: int) -> None:
+        """One is not to be looked at any more."""
+        if self.armed:
+            self.wheel.disarm(self.armed.pop(which % len(self.armed)))
+
+    @rule(seconds=TIMES)
+    def pass_time(self, seconds: float) -> None:
+        """Time passes; whoever is due is taken, nobody else, the earliest first."""
+        self.now += seconds
+        self.wheel.advance(self.now)
+        due = [each for each in self.armed if each.heard <= self.now]
+        found = self.wheel.due(self.now)
+        assert sorted(map(id, found)) == sorted(map(id, due))
+        taken = []
+        while (each := self.wheel.take(self.now)) is not None:
+            taken.append(each)
+            self.armed.remove(each)
+        assert [each.heard for each in taken] == sorted(each.heard for each in due)
+
+    @invariant()
+    def the_next_look_is_no_later_than_the_next_deadline(self) -> None:
+        """Nobody falls due before the timer wants to be asked."""
+        first = min((each.heard for each in self.armed), default=None)
+        look = self.wheel.next_look()
+        if first is None:
+            assert look is None
+        else:
+            assert look is not None
+            assert look <= first
+
+
+TestWheel = WheelMachine.TestCase
+TestWheel.settings = hypothesis_settings(max_examples=200, stateful_step_count=50, deadline=None)
+
+
+def test_no_call_looks_at_more_than_its_budget() -> None:
+    """However many stand in one slot, a call looks at a limited number, and all are found."""
+    looked = 0
+
+    def count(each: Record) -> float:
+        nonlocal looked
+        looked += 1
+        return each.heard
+
+    wheel = Wheel(0.25, count)
+    wheel.advance(0.0)
+    for _ in range(10 * BUDGET):
+        wheel.arm(record(1.0))
+    taken = 0
+    most = 0
+    while taken < 10 * BUDGET:
+        looked = 0
+        wheel.advance(2.0)
+        most = max(most, looked)
+        while wheel.take(2.0) is not None:
+            taken += 1
+        look = wheel.next_look()
+        assert look is None or look <= 1.0
+    assert most <= 2 * BUDGET
+
+
+def test_whoever_beats_costs_one_look_a_slot() -> None:
+    """A healthy node is looked at when its slot comes up, and else never."""
+    looked = 0
+
+    def count(each: Record) -> float:
+        nonlocal looked
+        looked += 1
+        return each.heard
+
+    wheel = Wheel(0.25, count)
+    wheel.advance(0.0)
+    everybody = [record(2.0) for _ in range(1000)]
+    for each in everybody:
+        wheel.arm(each)
+    looked = 0
+    for quarter in range(400):
+        now = quarter / 4
+        if quarter % 4 == 0:
+            for each in everybody:
+                each.heard = now + 2.0
+        wheel.advance(now)
+        assert wheel.take(now) is None
+    assert looked <= 1000 * 110
+
+
+def test_far_beyond_its_reach_it_is_still_exact() -> None:
+    """A deadline many turns of the wheel away is met when it comes, and not before."""
+    wheel = Wheel(0.25, deadline)
+    wheel.advance(0.0)
+    far = 5.3 * SLOTS * 0.25
+    wheel.arm(record(far))
+    now = 0.0
+    while now < far - 1:
+        wheel.advance(now)
+        assert wheel.take(now) is None
+        now += 0.7
+    wheel.advance(far)
+    assert wheel.take(far) is not None

@@ -18,7 +18,7 @@ from heartbeat_core._record import Record
 __all__ = ("BUDGET", "Wheel")
 
 SLOTS = 512
-BUDGET = 2048
+BUDGET = 1024
 FEW = 64
 INF = float("inf")
 

@@ -8,8 +8,8 @@ import anyio.lowlevel
 import attrs
 
 from heartbeat_core._beat import Incarnation
-from heartbeat_core._detector import Connections
 from heartbeat_core._errors import TransportError
+from heartbeat_core._looks import Connections
 from heartbeat_core._mailbox import Mailbox
 
 __all__ = ("MemoryBroker", "MemoryTransport")
@@ -55,6 +55,21 @@ class MemoryBroker:
         if mailbox is not None:
             self.drop(mailbox)
 
+    def publish(self, node: str, data: bytes, ttl: float) -> None:
+        """Keep a beat as the node's last one for so many seconds, and hand it to everybody."""
+        if ttl > 0:
+            self.last[node] = (anyio.current_time() + ttl, data)
+        else:
+            self.last.pop(node, None)
+        for mailbox in self.subscribers:
+            mailbox.put(data)
+
+    def post(self, to: Incarnation, data: bytes) -> None:
+        """Hand something to one inbox, if it is there."""
+        mailbox = self.inboxes.get(to)
+        if mailbox is not None:
+            mailbox.put(data)
+
     def drop(self, mailbox: Mailbox) -> None:
         """Let go of one reader's connection."""
         mailbox.close()
@@ -80,13 +95,7 @@ class MemoryTransport:
     async def publish(self, data: bytes, *, sender: Incarnation, ttl: float) -> None:
         """Send to every subscriber; see ``Transport.publish``."""
         await self._call()
-        last = self.broker.last
-        if ttl > 0:
-            last[sender.node] = (anyio.current_time() + ttl, data)
-        else:
-            last.pop(sender.node, None)
-        for mailbox in self.broker.subscribers:
-            mailbox.put(data)
+        self.broker.publish(sender.node, data, ttl)
 
     @asynccontextmanager
     async def subscribe(self) -> AsyncGenerator[AsyncIterator[Sequence[bytes]]]:
@@ -136,9 +145,7 @@ class MemoryTransport:
     async def post(self, data: bytes, to: Incarnation) -> None:
         """Send to one inbox; see ``Presence.post``."""
         await self._call()
-        mailbox = self.broker.inboxes.get(to)
-        if mailbox is not None:
-            mailbox.put(data)
+        self.broker.post(to, data)
 
     async def aclose(self) -> None:
         """Let go of what is open; see ``Transport.aclose``."""

@@ -181,7 +181,7 @@ class Heartbeat:
         else:
             self._joined.set()
         if self.observes:
-            loops += [self._keep_listening, self._keep_judging]
+            loops += [self._keep_listening, self._keep_time, self._keep_judging]
             if isinstance(self._transport, Presence):
                 loops.append(self._keep_asking)
         return loops
@@ -408,17 +408,18 @@ class Heartbeat:
                 wait = self.settings.frequency
                 if self._echoed == self._sequence:
                     self._beat_at_once.set()
-            with anyio.move_on_after(wait) as timer:
+            with anyio.move_on_after(wait):
                 await self._wake.wait()
-            if timer.cancelled_caught:
-                self._oversleep(anyio.current_time(), now + wait)
             judged = await self._judge()
 
-    def _oversleep(self, now: float, wanted: float) -> None:
-        """Count no silence while this process was stopped, or starved."""
-        late = now - wanted
-        if late > self.settings.frequency / 2:
-            self._detector.oversleep(now, late)
+    async def _keep_time(self) -> None:
+        """Count no silence while this process was stopped, or its loop was blocked."""
+        while True:
+            planned = anyio.current_time() + self.settings.frequency
+            await anyio.sleep_until(planned)
+            now = anyio.current_time()
+            if now - planned > self.settings.frequency / 2:
+                self._detector.oversleep(now, now - planned)
 
     async def _judge(self) -> bool:
         """Read the last beats of those about to die, then judge; tell whether that was possible."""

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol, runtime_checkable
 
 from heartbeat_core._beat import Incarnation
-from heartbeat_core._detector import Connections
+from heartbeat_core._looks import Connections
 
 __all__ = ("LastBeats", "Presence", "Transport")
 

@@ -3,9 +3,10 @@
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
+import anyio
 import anyio.to_thread
 import redis
 
@@ -21,63 +22,68 @@ LARGEST_BATCH = 1000
 LONGEST_WAIT = 5.0
 
 
-async def in_thread(call: Callable[[], T]) -> T:
-    """Run what blocks for a round trip in a worker thread; translate its errors."""
+async def in_thread(call: Callable[[], T], threads: anyio.CapacityLimiter) -> T:
+    """Run what blocks for a round trip in a worker thread; translate its errors.
+
+    The threads are not anyio's default ones: an application that has none of those left would
+    have no heartbeat, and be taken for dead.
+    """
 
     def run() -> T:
         with no_fork():
             return call()
 
-    return await _translated(run)
+    return await _translated(run, threads)
 
 
-async def _translated(call: Callable[[], T]) -> T:
+async def _translated(call: Callable[[], T], threads: anyio.CapacityLimiter) -> T:
     try:
-        return await anyio.to_thread.run_sync(call, abandon_on_cancel=True)
+        return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=threads)
     except (redis.RedisError, OSError) as exc:
         raise TransportError(f"{type(exc).__name__}: {exc}") from exc
 
 
 class Subscription:
-    """Iterates what arrives on a channel, in batches. Making one blocks.
+    """Iterates what arrives on a channel, in batches.
 
     It is redis-py's ``PubSub`` without its habit of connecting again by itself, of which nobody
-    would know; and no generator, since nobody would close it.
-
-    Raises:
-        redis.RedisError: The server could not be reached, or refused.
+    would know; and no generator, since nobody would close it. Whoever makes one closes it, also
+    if ``open`` was cancelled: a thread that still connects or reads then, tidies up.
     """
 
     def __init__(self, pool: Any, channel: str) -> None:
         self._pool = pool
+        self._channel = channel
+        self._connection: Connection | None = None
         self._lock = threading.Lock()
-        self._reading = False
-        self._closed = threading.Event()
-        try:
-            self._connection: Connection = pool.get_connection()
-        except TypeError:  # before redis-py 5.3
-            self._connection = pool.get_connection("_")
-        try:
-            self._connection.send_command("SUBSCRIBE", channel)
-            self._connection.read_response(push_request=True)
-        except BaseException:
-            self._tidy_up()
-            raise
+        self._working = False
+        self._closed = False
+        self._thread = anyio.CapacityLimiter(1)
+
+    async def open(self) -> None:
+        """Connect and subscribe.
+
+        Raises:
+            TransportError: The server could not be reached, or refused.
+        """
+        await in_thread(self._subscribe, self._thread)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Sequence[bytes]:
         # It waits for long, and holds nothing that anybody else could need.
-        while not (batch := await _translated(self._read)):
+        while not (batch := await _translated(self._read, self._thread)):
             pass
         return batch
 
     def close(self) -> None:
-        """Close the connection; a thread that still reads it is woken, and does it."""
+        """Close the connection; a thread that is at work on it is woken, and does it."""
         with self._lock:
-            self._closed.set()
-            if not self._reading:
+            if self._closed:
+                return
+            self._closed = True
+            if not self._working:
                 self._tidy_up()
                 return
             sock = getattr(self._connection, "_sock", None)
@@ -85,14 +91,24 @@ class Subscription:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
 
+    # -- in threads ---------------------------------------------------------------------------
+
+    def _subscribe(self) -> None:
+        with self._at_work():
+            try:
+                self._connection = self._pool.get_connection()
+            except TypeError:  # before redis-py 5.3
+                self._connection = self._pool.get_connection("_")
+            if self._closed:
+                return
+            self._connection.send_command("SUBSCRIBE", self._channel)
+            self._connection.read_response(push_request=True)
+
     def _read(self) -> list[bytes]:
         """Wait for a message; give it with all that have arrived behind it."""
-        with self._lock:
-            if self._closed.is_set():
-                return []
-            self._reading = True
-        try:
+        with self._at_work():
             connection = self._connection
+            assert connection is not None
             batch: list[bytes] = []
             arrived = connection.can_read(timeout=LONGEST_WAIT)
             while arrived and len(batch) < LARGEST_BATCH:
@@ -101,12 +117,27 @@ class Subscription:
                     batch.append(data)
                 arrived = connection.can_read(timeout=0)
             return batch
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Have the connection to oneself; after an error it is closed, and stays so."""
+        with self._lock:
+            if self._closed or self._working:
+                raise redis.ConnectionError("the subscription is over")
+            self._working = True
+        try:
+            yield
+        except BaseException:
+            self._closed = True
+            raise
         finally:
             with self._lock:
-                self._reading = False
-                if self._closed.is_set():
+                self._working = False
+                if self._closed:
                     self._tidy_up()
 
     def _tidy_up(self) -> None:
-        self._connection.disconnect()
-        self._pool.release(self._connection)
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.disconnect()
+            self._pool.release(connection)

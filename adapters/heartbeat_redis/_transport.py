@@ -16,10 +16,11 @@ Names in the broker, all under ``{prefix}heartbeat:{namespace}:``
 """
 
 import itertools
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+import anyio
 import redis
 from redis.backoff import NoBackoff
 from redis.connection import ConnectionPool
@@ -35,6 +36,9 @@ T = TypeVar("T")
 
 CHUNK = 1000
 """So many nodes are read or asked about in one command."""
+
+THREADS = 40
+"""So many calls of one transport run at once."""
 
 # One round trip a beat, and the beat itself only once on the wire.
 PUBLISH = """
@@ -86,6 +90,7 @@ class RedisTransport:
         pool = _pool_of(url) if pool is None else pool
         self._pool: Any = pool
         pool.connection_kwargs.update(
+            decode_responses=False,
             retry=Retry(NoBackoff(), 0),
             socket_timeout=timeout,
             socket_connect_timeout=timeout,
@@ -99,12 +104,14 @@ class RedisTransport:
         self._nodes = f"{self._prefix}nodes"
         self._attending: Incarnation | None = None
         self._session = 0
+        self._subscriptions: set[Subscription] = set()
+        self._threads: anyio.CapacityLimiter | None = None
 
     async def publish(self, data: bytes, *, sender: Incarnation, ttl: float) -> None:
         """Send a beat and keep it as the node's last one, in one round trip."""
         keys = [f"{self._prefix}beat:{sender.node}", self._nodes]
         arguments: list[Any] = [data, round(ttl * 1000), self._beats, sender.node]
-        await in_thread(lambda: self._publish(keys=keys, args=arguments))
+        await self._in_thread(lambda: self._publish(keys=keys, args=arguments))
 
     @asynccontextmanager
     async def subscribe(self) -> AsyncIterator[AsyncIterator[Sequence[bytes]]]:
@@ -131,24 +138,35 @@ class RedisTransport:
         if me is None:
             raise TransportError("this transport's own connection is not there")
         asked = frozenset(incarnations)
-        connected = await in_thread(lambda: self._connected([me, *asked]))
+        connected = await self._in_thread(lambda: self._connected([me, *asked]))
         if me not in connected or session != self._session:
             raise TransportError("this transport's own connection is not there")
         return Connections(session=session, asked=asked, connected=asked & connected)
 
     async def post(self, data: bytes, to: Incarnation) -> None:
         """Send to one inbox."""
-        await in_thread(lambda: self._client.publish(self._channel(to), data))
+        await self._in_thread(lambda: self._client.publish(self._channel(to), data))
 
     async def last_beats(self, nodes: Collection[str] | None = None) -> Sequence[bytes]:
         """Read what is kept of some nodes or of all."""
-        return await in_thread(lambda: self._last_beats(nodes))
+        return await self._in_thread(lambda: self._last_beats(nodes))
 
     async def aclose(self) -> None:
         """Close every connection."""
-        self._pool.disconnect()
+        for subscription in list(self._subscriptions):
+            subscription.close()
+        # Not those in use: their threads would find them closed in their hands.
+        try:
+            self._pool.disconnect(inuse_connections=False)
+        except TypeError:  # a BlockingConnectionPool of older releases
+            self._pool.disconnect()
 
     # -- in threads ---------------------------------------------------------------------------
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        if self._threads is None:
+            self._threads = anyio.CapacityLimiter(THREADS)
+        return await in_thread(call, self._threads)
 
     def _channel(self, incarnation: Incarnation) -> str:
         return f"{self._prefix}node:{incarnation}"
@@ -177,10 +195,13 @@ class RedisTransport:
 
     @asynccontextmanager
     async def _subscribed(self, channel: str) -> AsyncIterator[AsyncIterator[Sequence[bytes]]]:
-        subscription = await in_thread(lambda: Subscription(self._pool, channel))
+        subscription = Subscription(self._pool, channel)
+        self._subscriptions.add(subscription)
         try:
+            await subscription.open()
             yield subscription
         finally:
+            self._subscriptions.discard(subscription)
             subscription.close()
 
 

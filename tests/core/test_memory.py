@@ -1,17 +1,14 @@
-"""The memory transport keeps the promises of the protocol."""
+"""The memory transport keeps the promises of the protocol, also behind a network."""
+
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import anyio
 import pytest
 
-from heartbeat_core import (
-    Incarnation,
-    LastBeats,
-    MemoryBroker,
-    MemoryTransport,
-    Presence,
-    Transport,
-    TransportError,
-)
+from heartbeat_core import Incarnation, MemoryBroker, MemoryTransport, Transport, TransportError
+from heartbeat_core.testing import MemoryNetwork, TransportConformance
 
 pytestmark = pytest.mark.anyio
 
@@ -24,96 +21,109 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-async def test_it_has_both_abilities() -> None:
-    """It keeps last beats and knows of connections."""
-    transport: Transport = MemoryTransport()
-    assert isinstance(transport, LastBeats)
-    assert isinstance(transport, Presence)
-    await transport.aclose()
-    await transport.aclose()
+class TestMemoryTransport(TransportConformance):
+    """It passes the suite."""
+
+    grace = 0.02
+
+    @asynccontextmanager
+    async def transports(self) -> AsyncIterator[Callable[[str], Transport]]:
+        self.brokers = defaultdict[str, MemoryBroker](MemoryBroker)
+        yield lambda namespace: MemoryTransport(self.brokers[namespace], namespace=namespace)
+
+    async def stop(self) -> None:
+        for broker in self.brokers.values():
+            broker.stop()
+
+    async def start(self) -> None:
+        for broker in self.brokers.values():
+            broker.start()
 
 
-async def test_what_is_published_reaches_all_in_batches() -> None:
-    """Every subscriber hears everybody, the sender too; what waits comes in one batch."""
+class TestMemoryNetwork(TransportConformance):
+    """Without faults it passes the suite."""
+
+    grace = 0.03
+    network = MemoryNetwork()
+
+    @asynccontextmanager
+    async def transports(self) -> AsyncIterator[Callable[[str], Transport]]:
+        yield lambda namespace: self.network.transport("node", namespace=namespace)
+
+    async def cut(self) -> None:
+        self.network.disconnect()
+
+    async def stop(self) -> None:
+        self.network.stop()
+
+    async def start(self) -> None:
+        self.network.start()
+
+
+class TestSlowMemoryNetwork(TestMemoryNetwork):
+    """Delays, and the disorder that follows, break no promise."""
+
+    network = MemoryNetwork(delay=(0.0, 0.02))
+
+
+async def test_what_waits_comes_in_one_batch() -> None:
+    """A reader that comes late gets all at once, in order, and leaves nothing in the broker."""
     broker = MemoryBroker()
-    one, other = MemoryTransport(broker), MemoryTransport(broker)
-    await one.publish(b"before", sender=A, ttl=0)
-    async with one.subscribe() as mine, other.subscribe() as its:
-        await one.publish(b"1", sender=A, ttl=0)
-        await other.publish(b"2", sender=B, ttl=0)
+    transport = MemoryTransport(broker)
+    async with transport.subscribe() as batches:
+        for data in (b"1", b"2", b"3"):
+            await transport.publish(data, sender=A, ttl=0)
         with anyio.fail_after(10):
-            assert await anext(mine) == [b"1", b"2"]
-            assert await anext(its) == [b"1", b"2"]
+            assert await anext(batches) == [b"1", b"2", b"3"]
     assert not broker.subscribers
 
 
-async def test_last_beats_live_as_long_as_they_are_told_to() -> None:
-    """The last beat of each node is kept for its ttl, and a ttl of 0 removes it."""
-    transport = MemoryTransport()
-    await transport.publish(b"old", sender=A, ttl=30)
-    await transport.publish(b"new", sender=A, ttl=30)
-    await transport.publish(b"short", sender=B, ttl=0.01)
-    assert b"new" in await transport.last_beats()
-    assert await transport.last_beats(["a"]) == [b"new"]
-    assert await transport.last_beats(["c"]) == []
-    await anyio.sleep(0.05)
-    assert await transport.last_beats() == [b"new"]
-    await transport.publish(b"goodbye", sender=A, ttl=0)
-    assert await transport.last_beats() == []
-
-
-async def test_who_attends_is_present_and_has_an_inbox() -> None:
-    """Within the context an incarnation is connected and is posted to; after it, neither."""
-    broker = MemoryBroker()
-    one, other = MemoryTransport(broker), MemoryTransport(broker)
-    async with one.attend(A):
-        async with other.attend(B) as inbox:
-            seen = await one.connections([A, B])
-            assert seen.asked == seen.connected == {A, B}
-            await one.post(b"letter", B)
-            with anyio.fail_after(10):
-                assert await anext(inbox) == [b"letter"]
-        assert (await one.connections([A, B])).connected == {A}
-        await one.post(b"letter", B)
-
-
-async def test_an_own_loss_changes_the_session() -> None:
-    """Who is not connected itself is told nothing, and afterwards it is another session."""
-    broker = MemoryBroker()
-    transport = MemoryTransport(broker)
-    async with transport.attend(A) as inbox:
-        before = await transport.connections([A])
-        broker.disconnect(B)
-        assert await transport.connections([A]) == before
-        broker.disconnect(A)
-        with pytest.raises(TransportError):
-            await transport.connections([A])
-        with anyio.fail_after(10), pytest.raises(TransportError):
-            await anext(inbox)
-    async with transport.attend(A), transport.attend(A):
-        assert (await transport.connections([A])).session != before.session
-
-
-async def test_while_the_broker_is_away_everything_fails() -> None:
-    """Each call, and each iteration that had begun, raises until the broker is back."""
-    broker = MemoryBroker()
+async def test_a_slow_reader_does_not_make_the_broker_grow() -> None:
+    """Of what nobody reads only so much is held, and the newest wins; inboxes are alike."""
+    broker = MemoryBroker(backlog=3)
     transport = MemoryTransport(broker)
     async with transport.subscribe() as batches, transport.attend(A) as inbox:
+        for number in range(1000):
+            await transport.publish(b"%d" % number, sender=A, ttl=0)
+            await transport.post(b"%d" % number, A)
+        with anyio.fail_after(10):
+            assert await anext(batches) == [b"997", b"998", b"999"]
+            assert await anext(inbox) == [b"997", b"998", b"999"]
+
+
+async def test_what_has_expired_does_not_make_the_broker_grow() -> None:
+    """Last beats that have expired are let go of, whoever is asked for."""
+    broker = MemoryBroker()
+    transport = MemoryTransport(broker)
+    await transport.publish(b"a", sender=A, ttl=0.001)
+    await transport.publish(b"b", sender=B, ttl=30)
+    await anyio.sleep(0.01)
+    assert await transport.last_beats(["a"]) == []
+    assert set(broker.last) == {"b"}
+
+
+async def test_one_connection_can_be_cut() -> None:
+    """``disconnect`` takes the presence of one incarnation, and nothing of the others."""
+    broker = MemoryBroker()
+    transport, other = MemoryTransport(broker), MemoryTransport(broker)
+    async with transport.attend(A) as inbox, other.attend(B):
+        before = await other.connections([A, B])
+        broker.disconnect(Incarnation("c", 1))
+        assert await other.connections([A, B]) == before
+        broker.disconnect(A)
+        assert (await other.connections([A, B])).connected == {B}
+        with anyio.fail_after(10), pytest.raises(TransportError):
+            await anext(inbox)
+
+
+async def test_what_arrived_before_the_broker_went_can_be_read() -> None:
+    """An outage takes nothing back."""
+    broker = MemoryBroker()
+    transport = MemoryTransport(broker)
+    async with transport.subscribe() as batches:
+        await transport.publish(b"1", sender=A, ttl=0)
         broker.stop()
-        for waiting in (batches, inbox):
-            with anyio.fail_after(10), pytest.raises(TransportError):
-                await anext(waiting)
-        with pytest.raises(TransportError):
-            await transport.publish(b"1", sender=A, ttl=1)
-        with pytest.raises(TransportError):
-            await transport.last_beats()
-        with pytest.raises(TransportError):
-            await transport.connections([A])
-        with pytest.raises(TransportError):
-            await transport.post(b"1", A)
-        with pytest.raises(TransportError):
-            await transport.subscribe().__aenter__()
-        with pytest.raises(TransportError):
-            await transport.attend(A).__aenter__()
-    broker.start()
-    await transport.publish(b"1", sender=A, ttl=1)
+        with anyio.fail_after(10):
+            assert await anext(batches) == [b"1"]
+            with pytest.raises(TransportError):
+                await anext(batches)

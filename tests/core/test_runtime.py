@@ -1,6 +1,7 @@
 """The runtime, on asyncio and on trio, over the memory transport."""
 
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -298,3 +299,105 @@ async def test_one_last_beat_read_is_worth_a_life() -> None:
             tasks.cancel_scope.cancel()
     assert Cause.CHECKS_FAILED not in follower.causes("b")
     assert Cause.EXPIRED not in follower.causes("b")
+
+
+async def test_ten_thousand_transitions_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """However many nodes change at once, a reader gets every change, and beats go on."""
+    caplog.set_level(logging.CRITICAL, "heartbeat_core")
+    broker = MemoryBroker()
+    a, b = Peer(broker, "a"), Peer(broker, "b")
+    follower = Follower(a)
+    async with running(a, b), anyio.create_task_group() as tasks:
+        tasks.start_soon(follower.follow)
+        await until(lambda: len(states(a)) == 2)
+        a.heartbeat.expect(Incarnation(f"n{number}", 1) for number in range(10_000))
+        await until(lambda: sum(each.state is State.DEAD for each in follower.seen) == 10_000)
+        assert states(a)["b"] is State.ALIVE
+        assert "unread" not in a.heartbeat.dropped
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_reader_that_raises_hurts_nobody() -> None:
+    """An error in the midst of the transitions ends that iteration, and no other."""
+    a = Peer(MemoryBroker(), "a")
+    follower = Follower(a)
+    async with running(a), anyio.create_task_group() as tasks:
+        tasks.start_soon(follower.follow)
+        transitions = a.heartbeat.transitions()
+        await anyio.sleep(0.01)
+        a.heartbeat.expect([Incarnation("b", 1)])
+
+        async def fail() -> None:
+            async for _ in transitions:
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await fail()
+        await until(lambda: states(a)["b"] is State.DEAD)
+        await until(lambda: Cause.CHECKS_FAILED in follower.causes("b"))
+        tasks.cancel_scope.cancel()
+
+
+async def test_who_is_cancelled_says_goodbye() -> None:
+    """A heartbeat that is cancelled from outside leaves like any other: no alarm is raised."""
+    broker = MemoryBroker()
+    a, b = Peer(broker, "a"), Peer(broker, "b")
+    follower = Follower(a)
+    async with running(a), anyio.create_task_group() as tasks:
+        tasks.start_soon(follower.follow)
+        with anyio.CancelScope() as scope:
+            async with b.heartbeat:
+                await until(lambda: "b" in states(a))
+                scope.cancel()
+                await anyio.sleep_forever()
+        await until(lambda: "b" not in states(a))
+        tasks.cancel_scope.cancel()
+    assert follower.causes("b") == [Cause.FIRST_BEAT, Cause.GOODBYE]
+
+
+async def test_a_loop_that_is_blocked_buries_nobody() -> None:
+    """While something blocks the observer's own event loop, nobody grows silent."""
+    broker = MemoryBroker()
+    a, b = Peer(broker, "a"), Peer(broker, "b")
+    follower = Follower(a)
+    async with running(a, b), anyio.create_task_group() as tasks:
+        await until(lambda: len(states(a)) == 2)
+        tasks.start_soon(follower.follow)
+        await anyio.sleep(0.01)
+        for _ in range(5):
+            time.sleep(0.9 * FAST.max_freq)
+            await anyio.sleep(0.01)
+        assert a.heartbeat._detector.frozen > 0
+        tasks.cancel_scope.cancel()
+    assert State.DEAD not in [each.state for each in follower.seen]
+
+
+async def test_a_stalled_node_says_so() -> None:
+    """A node whose work does not move is suspected for that, and alive when it moves again."""
+    broker = MemoryBroker()
+    hangs = True
+    a, b = Peer(broker, "a"), Peer(broker, "b", stalled=lambda: hangs)
+    follower = Follower(a)
+    async with running(a), anyio.create_task_group() as tasks:
+        tasks.start_soon(follower.follow)
+        async with running(b):
+            await until(lambda: states(a).get("b") is State.SUSPECT)
+            await anyio.sleep(2 * FAST.min_freq)
+            hangs = False
+            await until(lambda: states(a)["b"] is State.ALIVE)
+        tasks.cancel_scope.cancel()
+    assert follower.causes("b")[:3] == [Cause.FIRST_BEAT, Cause.STALLED, Cause.BEAT]
+
+
+async def test_an_obituary_says_what_to_be_larger_than() -> None:
+    """A node whose wall clock was set back comes back larger than what is known of it."""
+    broker = MemoryBroker()
+    a, b = Peer(broker, "a"), Peer(broker, "b", observe=False)
+    late = Incarnation("b", 2**62)
+    async with running(a, b):
+        await until(lambda: len(states(a)) == 2)
+        # Somebody has heard a later life of the same name.
+        beat = Beat(incarnation=late, sequence=1, sent=0, gap=1)
+        await MemoryTransport(broker).publish(encode(beat), sender=Incarnation("x", 1), ttl=0)
+        await until(lambda: b.heartbeat.incarnation == Incarnation("b", 2**62 + 1))
+        await until(lambda: a.heartbeat._detector.latest("b") == b.heartbeat.incarnation)

@@ -5,7 +5,8 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -17,13 +18,13 @@ from heartbeat_core import (
     Cause,
     Heartbeat,
     Incarnation,
-    LastBeats,
-    Presence,
     Settings,
     State,
+    Transport,
     TransportError,
     encode,
 )
+from heartbeat_core.testing import TransportConformance
 from heartbeat_redis import RedisTransport
 
 pytestmark = pytest.mark.anyio
@@ -57,80 +58,40 @@ async def until(what: Callable[[], object]) -> None:
             await anyio.sleep(0.01)
 
 
-async def test_what_is_published_arrives_everywhere(server: Any) -> None:
-    """Every subscriber gets every beat of its namespace, its own too, and no other."""
-    one, two = RedisTransport(server.url), RedisTransport(server.url)
-    other = RedisTransport(server.url, namespace="other")
-    with anyio.fail_after(10):
-        async with one.subscribe() as first, two.subscribe() as second:
-            await other.publish(b"foreign", sender=A, ttl=1)
-            await one.publish(b"1", sender=A, ttl=1)
-            await two.publish(b"2", sender=B, ttl=1)
-            for batches in (first, second):
-                got: list[bytes] = []
-                async for batch in batches:
-                    got += batch
-                    if len(got) == 2:
-                        break
-                assert got == [b"1", b"2"]
-    for transport in (one, two, other):
-        await transport.aclose()
-        await transport.aclose()
+class TestRedisTransport(TransportConformance):
+    """It passes the suite on a real server."""
+
+    grace = 0.05
+
+    @pytest.fixture(autouse=True)
+    def _server(self, valkey: Any) -> None:
+        self.server = valkey
+
+    @asynccontextmanager
+    async def transports(self) -> AsyncIterator[Callable[[str], Transport]]:
+        yield lambda namespace: RedisTransport(self.server.url, namespace=namespace)
+
+    async def cut(self) -> None:
+        with redis.Redis.from_url(self.server.url) as client:
+            for kind in ("normal", "pubsub"):
+                client.client_kill_filter(_type=kind, skipme=True)
+
+    async def stop(self) -> None:
+        await anyio.to_thread.run_sync(self.server.kill)
+
+    async def start(self) -> None:
+        await anyio.to_thread.run_sync(self.server.start)
 
 
-async def test_last_beats_are_kept_until_they_expire(server: Any) -> None:
-    """The last beat of each node can be read until its time is over or it said goodbye."""
+async def test_what_is_kept_goes_with_its_nodes(server: Any) -> None:
+    """When no node has a last beat any more, no key is left."""
     transport = RedisTransport(server.url)
-    assert isinstance(transport, LastBeats)
     await transport.publish(beat(A, 1), sender=A, ttl=30)
-    await transport.publish(beat(A, 2), sender=A, ttl=30)
     await transport.publish(beat(B, 1), sender=B, ttl=0.05)
-    assert sorted(await transport.last_beats()) == [beat(A, 2), beat(B, 1)]
-    assert await transport.last_beats(["b", "nobody"]) == [beat(B, 1)]
     await anyio.sleep(0.1)
-    assert await transport.last_beats() == [beat(A, 2)]
-    await transport.publish(beat(A, 3), sender=A, ttl=0)
-    assert await transport.last_beats() == []
+    await transport.publish(beat(A, 2), sender=A, ttl=0)
     with redis.Redis.from_url(server.url) as client:
-        assert not client.exists("heartbeat:{default}:nodes")
-    await transport.aclose()
-
-
-async def test_presence_ends_with_the_connection(server: Any) -> None:
-    """An incarnation is present as long as it attends, and reads what is posted to it."""
-    one, two = RedisTransport(server.url), RedisTransport(server.url)
-    assert isinstance(one, Presence)
-    with anyio.fail_after(10):
-        async with one.attend(A):
-            async with two.attend(B) as inbox:
-                assert (await one.connections([A, B])).connected == {A, B}
-                await one.post(b"hello", B)
-                async for batch in inbox:
-                    assert batch == [b"hello"]
-                    break
-            while (await one.connections([A, B])).connected != {A}:
-                await anyio.sleep(0.01)
-        with pytest.raises(TransportError):
-            await one.connections([A])
-    for transport in (one, two):
-        await transport.aclose()
-
-
-async def test_a_lost_connection_is_another_session(server: Any) -> None:
-    """After its own connection was lost, a transport says that what it knew is worth nothing."""
-    transport = RedisTransport(server.url)
-    sessions = []
-    for _ in range(2):
-        async with transport.attend(A) as inbox:
-            sessions.append((await transport.connections([A])).session)
-            with redis.Redis.from_url(server.url) as client:
-                client.client_kill_filter(_type="pubsub")
-            with pytest.raises(TransportError), anyio.fail_after(10):
-                async for _ in inbox:
-                    pass
-            with pytest.raises(TransportError):
-                await transport.connections([A])
-    assert sessions[0] != sessions[1]
+        assert client.keys() == []
     await transport.aclose()
 
 
@@ -148,6 +109,16 @@ async def test_a_beat_is_one_round_trip(server: Any) -> None:
         # The commands inside of the script are counted too: none but those and our own.
         assert client.info("stats")["total_commands_processed"] - total <= 100 * 8 + 10
         assert set(client.scan_iter()) == keys
+    await transport.aclose()
+
+
+async def test_a_pool_that_waits_will_do(server: Any) -> None:
+    """A pool of another kind is used and closed like the usual one."""
+    transport = RedisTransport(pool=redis.BlockingConnectionPool.from_url(server.url))
+    async with transport.subscribe() as batches:
+        await transport.publish(b"1", sender=A, ttl=1)
+        with anyio.fail_after(10):
+            assert await anext(batches) == [b"1"]
     await transport.aclose()
 
 
@@ -279,3 +250,15 @@ async def test_a_forked_child_does_not_keep_its_parent_present(server: Any) -> N
             release.set()
             child.join()
     await observer.aclose()
+
+
+async def test_a_pool_that_decodes_is_set_right(server: Any) -> None:
+    """Beats are bytes, also over a pool that was made for text."""
+    pool = redis.ConnectionPool.from_url(server.url, decode_responses=True)
+    transport = RedisTransport(pool=pool)
+    async with transport.subscribe() as batches:
+        await transport.publish(beat(A), sender=A, ttl=30)
+        with anyio.fail_after(10):
+            assert await anext(batches) == [beat(A)]
+    assert await transport.last_beats() == [beat(A)]
+    await transport.aclose()

@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-from heartbeat_core import Settings, State, Transition
+from heartbeat_core import Cause, Settings, State, Transition
 
 __all__ = ("Story",)
 
@@ -61,6 +61,9 @@ class Story:
 
     def on_transition(self, transition: Transition, at: float) -> None:
         """Note what the demo's own observer found."""
+        if transition.cause is Cause.MASS_LOSS:
+            self.say(transition.reason, at)
+            return
         name = transition.node.partition("@")[0]
         self.states[name] = transition.state
         if transition.previous is None or self.killed_at is None:

@@ -1,0 +1,30 @@
+"""Skips what a transport cannot do, and says so to the type checker where it can."""
+
+from typing import Protocol, cast
+from unittest import SkipTest
+
+from heartbeat_core._transport import LastBeats, Presence, Transport
+
+__all__ = ("Attends", "Remembers", "attends", "remembers")
+
+
+class Remembers(Transport, LastBeats, Protocol):
+    """A transport that keeps last beats."""
+
+
+class Attends(Transport, Presence, Protocol):
+    """A transport that knows who is connected."""
+
+
+def remembers(transport: Transport) -> Remembers:
+    """Skip the test unless the transport keeps last beats."""
+    if not isinstance(transport, LastBeats):
+        raise SkipTest("the transport keeps no last beats")
+    return cast("Remembers", transport)
+
+
+def attends(transport: Transport) -> Attends:
+    """Skip the test unless the transport knows who is connected."""
+    if not isinstance(transport, Presence):
+        raise SkipTest("the transport does not know who is connected")
+    return cast("Attends", transport)

@@ -421,8 +421,8 @@ class Detector:
     def _add_alive(
         self, beat: Beat, now: float, previous: State | None, cause: Cause, reason: str
     ) -> list[Transition]:
-        record = Record(beat.incarnation, beat.incarnation.number, State.ALIVE, 0.0)
-        record.heard = now - self._hearing.lag
+        heard = now - self._hearing.lag
+        record = Record(beat.incarnation, beat.incarnation.number, State.ALIVE, heard)
         record.sequence = beat.sequence
         record.offset = now - beat.sent
         record.status = beat.status

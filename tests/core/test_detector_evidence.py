@@ -394,3 +394,115 @@ def test_looks_condemn_only_whom_they_may(world: World) -> None:
     assert world.detector.dying() == [Incarnation("a", 1)]
     assert not world.detector.check(world.now, may_die=())
     assert [each.state for each in world.check()] == [DEAD]
+
+
+# -- thresholds, from both sides ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("age", "silence"), [(2.74, 2.74), (2.76, 0.0)])
+def test_what_catches_up_is_a_backlog(world: World, age: float, silence: float) -> None:
+    """A beat that is younger than the late one before by over a quarter of a gap was held up."""
+    world.beat("a", sent=world.now)
+    world.pass_time(3.0)
+    world.beat("a", sent=world.now - 3.0)
+    world.beat("a", sent=world.now - age)
+    world.echo()
+    (view,) = world.detector.nodes()
+    assert view.silence == pytest.approx(silence, abs=0.005)
+
+
+@pytest.mark.parametrize(("spacing", "learned"), [(0.45, 0.0), (0.55, 3.0 / 8)])
+def test_another_clock_is_learned_in_its_own_time(
+    world: World, spacing: float, learned: float
+) -> None:
+    """Beats that go on to be late, over half a gap apart, shift what is late by an eighth."""
+    world.beat("a")
+    offset = world.detector._records["a"].offset
+    world.now += 1.0
+    world.beat("a", clock=-3.0)
+    world.now += spacing
+    world.beat("a", clock=-3.0)
+    assert world.detector._records["a"].offset - offset == pytest.approx(learned, abs=0.01)
+
+
+def test_one_late_beat_teaches_nothing(world: World) -> None:
+    """After a beat in time a late one counts from its arrival, and is no other clock."""
+    world.beat("a")
+    world.now += 1.0
+    world.beat("a", gap=1.5)
+    offset = world.detector._records["a"].offset
+    world.now += 1.0
+    world.beat("a", gap=1.5, sent=world.now - 0.5)
+    world.echo()
+    assert world.detector.nodes()[0].silence == 0.0
+    assert world.detector._records["a"].offset == pytest.approx(offset, abs=0.002)
+
+
+def test_phi_learns_no_gap_from_a_backlog() -> None:
+    """A beat out of a backlog, which counts from before the one ahead of it, teaches no gap."""
+    world = World(PHI)
+    world.beat("a")
+    world.pass_time(1.0)
+    world.beat("a", sent=world.now - 0.9)
+    mean = world.detector._records["a"].mean
+    world.beat("a", sent=world.now - 0.4)
+    assert world.detector._records["a"].mean == mean
+
+
+def test_who_promises_more_is_given_no_less_time(world: World) -> None:
+    """A node that beats ten times a second is suspected no sooner than the others."""
+    world.beat("a", gap=0.1)
+    world.pass_time(1.9)
+    assert world.states() == {"a": ALIVE}
+
+
+@pytest.mark.parametrize("gap", [0.0, -1.0])
+def test_a_promise_of_nothing(world: World, gap: float) -> None:
+    """A beat that promises no gap is malformed."""
+    assert not world.beat("a", gap=gap)
+    assert world.detector.dropped == {"malformed": 1}
+
+
+def test_a_beat_after_the_last_echo_leaves_no_silence(world: World) -> None:
+    """Who was heard after the observer last heard itself is not silent, nor less than that."""
+    world.now += 1.0
+    world.beat("a")
+    assert world.detector.nodes()[0].silence == 0.0
+
+
+@pytest.mark.parametrize(("gap", "frozen"), [(3.0, 0.0), (3.1, 3.1)])
+def test_a_slow_beat_of_its_own_is_no_deafness(gap: float, frozen: float) -> None:
+    """An observer that beats as slowly as it may is deaf after half as much again."""
+    world = World(Settings(frequency=2.0, max_freq=2.0))
+    world.now += gap
+    world.echo()
+    assert world.detector.frozen == pytest.approx(frozen)
+
+
+def test_a_short_pause_counts_too(world: World) -> None:
+    """Half a second that the observer slept is half a second of nobody's silence."""
+    world.beat("a")
+    world.pass_time(1.0)
+    world.now += 1.0
+    world.detector.oversleep(world.now, 0.5)
+    world.echo()
+    assert world.detector.nodes()[0].silence == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(("seconds", "dead"), [(1.7, False), (2.0, True)])
+def test_stragglers_are_set_aside_for_max_freq(world: World, seconds: float, dead: bool) -> None:
+    """Whose connection goes within ``max_freq`` after a mass loss is set aside, later not."""
+    names = [f"n{number}" for number in range(5)]
+    for name in names:
+        world.beat(name)
+    world.look(0.1, *names)
+    world.look(0.1, *names[3:])
+    steps = round(seconds / 0.1)
+    for step in range(steps):
+        for name in names:
+            if step % 5 == 0:
+                world.beat(name)
+        # The three stay away, but beat over other connections.
+        world.look(0.1, *names[3:])
+    world.look(0.3, names[4])
+    assert (world.states()["n3"] is DEAD) is dead

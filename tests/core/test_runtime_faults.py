@@ -1,7 +1,6 @@
 """The runtime when something goes wrong: it goes on, and nobody is hurt."""
 
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 

@@ -153,3 +153,19 @@ def test_far_beyond_its_reach_it_is_still_exact() -> None:
         now += 0.7
     wheel.advance(far)
     assert wheel.take(far) is not None
+
+
+def test_with_many_it_wants_to_look_at_the_start_of_a_slot_or_exactly() -> None:
+    """With many records the next look is the start of the first slot, then the very deadline."""
+    wheel = Wheel(0.25, deadline)
+    wheel.advance(0.0)
+    for number in range(200):
+        wheel.arm(record(1.1 + number / 1000))
+    assert wheel.next_look() == 1.0
+    wheel.advance(1.0)
+    assert wheel.next_look() == 1.1
+    wheel.advance(1.25)
+    assert wheel.take(1.0999) is None
+    first = wheel.take(1.1)
+    assert first is not None
+    assert wheel.next_look() == 1.101

@@ -1,6 +1,7 @@
 """Everything that is checked, built and shown. ``nox`` runs it all, the tests last."""
 
 import pathlib
+import shutil
 
 import nox
 
@@ -63,6 +64,43 @@ def core_tests(session: nox.Session) -> None:
     install_wheel(session)
     session.install(*group("tests"))
     session.run("pytest", "tests/core", *session.posargs)
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Changes each threshold of the machine by one, and lists what no test has noticed."""
+    session.install("-e", ".", *group("tests"), *group("mutants"))
+    folder = pathlib.Path(session.create_tmp()).resolve()
+    copy = folder / "copy"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree("heartbeat_core", copy / "heartbeat_core")
+    shutil.copytree("tests", copy / "tests")
+    shutil.copy("pyproject.toml", copy)
+    session.chdir(copy)
+    session.env["PYTHONPATH"] = str(copy)
+    config = "tests/core/mutants.toml"
+    session.run("cosmic-ray", "init", config, "mutants.sqlite")
+    session.run("cr-filter-operators", "mutants.sqlite", config)
+    session.run("cosmic-ray", "exec", config, "mutants.sqlite")
+    session.run("cr-report", "--surviving-only", "--show-diff", "mutants.sqlite")
+
+
+@nox.session
+def nightly(session: nox.Session) -> None:
+    """What takes hours: 20,000 seeds of the simulator, and of the property tests."""
+    install_wheel(session)
+    session.install(*group("tests"))
+    session.run("python", "-m", "heartbeat_core.testing.simulate", "--seeds", "20000")
+    session.env["HYPOTHESIS_PROFILE"] = "nightly"
+    session.run("pytest", "tests/core/test_detector_properties.py", "tests/core/test_wheel.py")
+
+
+@nox.session
+def bench_core(session: nox.Session) -> None:
+    """What the machine costs; ``-- --json`` prints one object."""
+    install_wheel(session)
+    session.install(*group("bench"))
+    session.run("python", "benchmarks/core.py", *session.posargs)
 
 
 @nox.session

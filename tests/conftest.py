@@ -7,8 +7,16 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parent / "celery")]
+
+
+for _name, _examples in (("dev", 50), ("ci", 500), ("nightly", 20_000)):
+    hypothesis_settings.register_profile(_name, max_examples=_examples, deadline=None)
+hypothesis_settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev")
+)
 
 
 def missing(why: str) -> NoReturn:

@@ -93,14 +93,19 @@ class DetectorMachine(RuleBasedStateMachine):
         )
         self.oracle = Oracle(self.world)
 
-    @rule(node=NODES, number=NUMBERS, skip=st.integers(-1, 2))
-    def beat(self, node: str, number: int, skip: int) -> None:
+    @rule(node=NODES, number=NUMBERS, skip=st.integers(-1, 2), stalled=st.booleans())
+    def beat(self, node: str, number: int, skip: int, stalled: bool) -> None:
         """A beat comes, perhaps one of before, perhaps with some lost between."""
         incarnation = Incarnation(node, number)
         sequence = max(1, self.world._sequences.get(incarnation, 0) + skip)
         self.world._sequences[incarnation] = sequence
         self.oracle.heard(node, number, sequence)
-        self.world.beat(node, number, sequence=sequence)
+        self.world.beat(node, number, sequence=sequence, stalled=stalled)
+
+    @rule(node=NODES, number=NUMBERS)
+    def obituary(self, node: str, number: int) -> None:
+        """Another observer has buried somebody, whether or not it is known here."""
+        self.world.beat(node, number, sequence=1, kind=Kind.OBITUARY)
 
     @rule(node=NODES, number=NUMBERS)
     def goodbye(self, node: str, number: int) -> None:
@@ -193,7 +198,7 @@ class DetectorMachine(RuleBasedStateMachine):
 
 
 TestDetector = DetectorMachine.TestCase
-TestDetector.settings = hypothesis_settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestDetector.settings = hypothesis_settings(stateful_step_count=60)
 
 
 BOUND_OF_SILENCE = 4.0 + 1.0 + 1.0

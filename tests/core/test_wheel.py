@@ -86,7 +86,7 @@ class WheelMachine(RuleBasedStateMachine):
 
 
 TestWheel = WheelMachine.TestCase
-TestWheel.settings = hypothesis_settings(max_examples=200, stateful_step_count=50, deadline=None)
+TestWheel.settings = hypothesis_settings(stateful_step_count=50)
 
 
 def test_no_call_looks_at_more_than_its_budget() -> None:

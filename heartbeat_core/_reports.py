@@ -7,7 +7,7 @@ from typing import Self
 
 import anyio
 
-from heartbeat_core._states import State, Transition
+from heartbeat_core._states import Cause, State, Transition
 
 __all__ = ("Subscriber", "log")
 
@@ -62,8 +62,11 @@ class Subscriber:
 
 def log(transition: Transition) -> None:
     """Write the one line of a transition."""
+    level = _LEVELS.get(transition.state, logging.INFO) if transition.state else logging.INFO
+    if transition.cause is Cause.MASS_LOSS:
+        level = logging.WARNING
     logger.log(
-        _LEVELS.get(transition.state, logging.INFO) if transition.state else logging.INFO,
+        level,
         "heartbeat: %s %s -> %s (%s): %s",
         transition.node,
         transition.previous.value if transition.previous else "unknown",

@@ -71,7 +71,7 @@ class _Gate:
 # A process forks as a whole, so there is one gate in it.
 _gate = _Gate()
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch - it is not there on Windows
     os.register_at_fork(
         before=_gate.close, after_in_parent=_gate.open, after_in_child=_gate.open_again
     )

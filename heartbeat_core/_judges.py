@@ -141,6 +141,7 @@ class Phi:
 
 
 CUBIC, LINEAR = 0.070566, 1.5976
+STEPS = 50
 LARGEST_EXPONENT = 36.0
 """From here on log(1 + exp(u)) is u, to the last bit."""
 
@@ -160,12 +161,9 @@ def quantile(phi: float) -> float:
     """
     exponent = phi * math.log(10) + math.log1p(-(10.0**-phi))
     deviations = exponent / LINEAR
-    for _ in range(100):
+    for _ in range(STEPS):
         error = deviations * (LINEAR + CUBIC * deviations * deviations) - exponent
-        step = error / (LINEAR + 3 * CUBIC * deviations * deviations)
-        deviations -= step
-        if abs(step) < 1e-12:
-            break
+        deviations -= error / (LINEAR + 3 * CUBIC * deviations * deviations)
     return deviations
 
 

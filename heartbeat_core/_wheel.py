@@ -102,12 +102,11 @@ class Wheel:
             deadlines = [self._deadline(each) for each in records if each.due != INF]
             return min(deadlines, default=None)
         first = self._heap[0][0] if self._heap else None
-        if self._count:
-            for cursor in range(self._cursor, self._cursor + SLOTS):
-                if self._slots[cursor % SLOTS]:
-                    start = cursor * self._width
-                    return start if first is None else min(first, start)
-        return first
+        if not self._count:
+            return first
+        around = range(self._cursor, self._cursor + SLOTS)
+        start = self._width * next(each for each in around if self._slots[each % SLOTS])
+        return start if first is None else min(first, start)
 
     def _place(self, record: Record, deadline: float) -> None:
         record.due = deadline

@@ -64,6 +64,7 @@ def test_transitions_are_iterated_until_it_ends() -> None:
         first = heartbeat.wait_joined(10)
         heartbeat.expect([STRANGER])
         heartbeat.rejoin(first)
+        heartbeat.rejoin(first)
         assert heartbeat.wait_joined(10) > first
     thread.join(10)
     assert not thread.is_alive()
@@ -124,6 +125,7 @@ def _wait_for_ever(heartbeat: BlockingHeartbeat) -> None:
 def test_outside_of_its_life_it_says_so() -> None:
     """Before it is entered and after it ended every call raises one clear error."""
     heartbeat = BlockingHeartbeat("a", MemoryTransport(), settings=FAST)
+    heartbeat.__exit__(None, None, None)
     for _ in range(2):
         with pytest.raises(HeartbeatError, match="it was not entered, or has ended"):
             heartbeat.nodes()
@@ -178,6 +180,19 @@ def test_a_forked_child_is_no_node(heartbeat: BlockingHeartbeat) -> None:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert states(heartbeat) == {"a": State.ALIVE}
+
+
+def test_in_another_process_nothing_is_done(
+    heartbeat: BlockingHeartbeat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its thread is not, every call says so, and leaving does nothing."""
+    heartbeat.wait_joined(10)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: -1)
+        with pytest.raises(HeartbeatError, match="runs in the parent process"):
+            heartbeat.is_dead(STRANGER)
+        heartbeat.__exit__(None, None, None)
+    assert not heartbeat.is_dead(STRANGER)
 
 
 def test_status_and_stall_are_asked_for_in_its_thread() -> None:

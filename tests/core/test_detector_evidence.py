@@ -10,7 +10,7 @@ sys.path[:0] = [str(pathlib.Path(__file__).parent)]
 
 from world import ME, World
 
-from heartbeat_core import Beat, Cause, Detector, Incarnation, Kind, Settings, State
+from heartbeat_core import Beat, Cause, Connections, Detector, Incarnation, Kind, Settings, State
 
 ALIVE, SUSPECT, DEAD = State.ALIVE, State.SUSPECT, State.DEAD
 
@@ -506,3 +506,57 @@ def test_stragglers_are_set_aside_for_max_freq(world: World, seconds: float, dea
         world.look(0.1, *names[3:])
     world.look(0.3, names[4])
     assert (world.states()["n3"] is DEAD) is dead
+
+
+def test_who_left_twice_is_remembered_from_the_second_time(world: World) -> None:
+    """A later goodbye is not forgotten when the time of an earlier one has come."""
+    world.beat("a", 1, kind=Kind.GOODBYE)
+    world.now += 30
+    world.beat("a", 2, kind=Kind.GOODBYE)
+    world.now += 30
+    world.check()
+    assert not world.beat("a", 2)
+    assert world.detector.dropped == {"outdated": 1}
+    world.now += 30
+    world.check()
+    world.beat("a", 2)
+    assert world.states() == {"a": ALIVE}
+
+
+def test_the_tombstone_of_who_came_back_goes_without_a_word(world: World) -> None:
+    """When the discard delay of a dead life has passed, the larger one that lives stays."""
+    world.beat("a", 1)
+    world.beat("a", 2)
+    for _ in range(70):
+        world.pass_time(1.0)
+        world.beat("a", 2)
+    assert world.causes("a") == ["FIRST_BEAT", "SUPERSEDED", "LARGER_INCARNATION"]
+    assert world.states() == {"a": ALIVE}
+
+
+def test_who_died_while_the_broker_was_asked_is_not_seen(world: World) -> None:
+    """An answer about somebody who has died meanwhile changes nothing."""
+    world.beat("a")
+    incarnation = frozenset({Incarnation("a", 1)})
+    world.beat("a", kind=Kind.OBITUARY)
+    seen = Connections(session=1, asked=incarnation, connected=incarnation)
+    assert not world.detector.connections(seen, world.now)
+    assert world.detector.nodes()[0].connected is None
+
+
+def test_who_is_seen_connected_has_no_failed_check(world: World) -> None:
+    """A look that succeeds, and one that is set aside, leave a living node without failed ones."""
+    world.beat("a")
+    world.look(0.1, "a")
+    assert world.detector.nodes()[0].checks_failed == 0
+    world.look(0.2)
+    world.beat("a")
+    assert world.detector.nodes()[0].checks_failed == 0
+
+
+def test_who_never_heard_itself_holds_nobody_for_dying() -> None:
+    """Before its first echo an observer has nobody to ask about."""
+    detector = Detector(Settings(), ME)
+    detector.observe(Beat(incarnation=Incarnation("a", 1), sequence=1, sent=0, gap=1), 0.0)
+    detector.check(100.0)
+    assert detector.dying() == []

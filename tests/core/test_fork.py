@@ -118,3 +118,14 @@ def test_a_loop_is_busy_but_for_its_waiting() -> None:
         stop.set()
         thread.join()
     assert results == ["done"]
+
+
+def test_without_fork_a_loop_runs_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no fork a loop is an ordinary one."""
+
+    async def work() -> str:
+        await anyio.sleep(0)
+        return "done"
+
+    monkeypatch.delattr(os, "fork")
+    assert run_loop(work) == "done"

@@ -169,3 +169,31 @@ def test_with_many_it_wants_to_look_at_the_start_of_a_slot_or_exactly() -> None:
     first = wheel.take(1.1)
     assert first is not None
     assert wheel.next_look() == 1.101
+
+
+def test_who_is_never_due_is_let_go() -> None:
+    """A record whose deadline is never is kept nowhere."""
+    wheel = Wheel(0.25, deadline)
+    wheel.advance(0.0)
+    never, later = record(0.5), record(0.6)
+    for each in (never, later):
+        wheel.arm(each)
+        each.heard = float("inf")
+    wheel.advance(0.5)
+    assert wheel.take(1.0) is None
+    wheel.arm(never)
+    wheel.advance(10.0)
+    assert wheel.next_look() is None
+
+
+def test_a_deadline_at_the_edge_of_its_reach() -> None:
+    """A deadline exactly one turn of the wheel away is met."""
+    wheel = Wheel(0.25, deadline)
+    wheel.advance(0.0)
+    edges = [record(slots * 0.25) for slots in (SLOTS - 1, SLOTS, SLOTS + 1, SLOTS + 2)]
+    for each in edges:
+        wheel.arm(each)
+    for each in edges:
+        wheel.advance(each.heard)
+        assert wheel.take(each.heard) is each
+        assert wheel.take(each.heard) is None

@@ -3,10 +3,10 @@
 import contextlib
 import os
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import CancelledError
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import anyio
 from anyio.from_thread import BlockingPortal
@@ -116,7 +116,7 @@ class BlockingHeartbeat:
             with anyio.fail_after(timeout):
                 return await self._heartbeat.wait_joined()
 
-        return self._call(wait)
+        return self._await(wait)
 
     def nodes(self) -> list[NodeView]:
         """Give the table of nodes by name, this one included.
@@ -167,23 +167,32 @@ class BlockingHeartbeat:
             return await anext(subscriber, None)
 
         with contextlib.suppress(HeartbeatError):
-            while (transition := self._call(next_one)) is not None:
+            while (transition := self._await(next_one)) is not None:
                 yield transition
         # The loop has ended; what it had reported before is still there.
         yield from subscriber.rest()
 
     # -- in and out of the thread ---------------------------------------------------------------
 
-    def _call(self, call: Callable[[], Awaitable[T] | T]) -> T:
+    def _call(self, call: Callable[[], T]) -> T:
         """Run something in the heartbeat's loop, and wait for what it gives."""
+
+        async def run() -> T:
+            return call()
+
+        return self._await(run)
+
+    def _await(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Let the heartbeat's loop wait for something, and wait for that."""
         if os.getpid() != self._pid:
             raise HeartbeatError("this heartbeat runs in the parent process; begin one of your own")
         if self._portal is None:
             raise HeartbeatError("the heartbeat does not run: it was not entered, or has ended")
         try:
-            return self._portal.call(call)
+            result: T = self._portal.call(call)
         except (RuntimeError, CancelledError) as exc:
             raise HeartbeatError("the heartbeat has ended") from exc
+        return result
 
     def _run(self) -> None:
         try:

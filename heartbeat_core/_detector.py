@@ -107,10 +107,10 @@ class Detector:
             or not self._now <= now < _INF
         ):
             return self._observe(beat, record, self._clean(now))
+        self._now = now
         age = now - beat.sent - record.offset
         if not -_INF < age < self._punctual:
             return self._observe(beat, record, now)
-        self._now = now
         heard = now - self._hearing.lag
         if self._learns:
             self._learn(record, beat, heard)
@@ -120,6 +120,15 @@ class Detector:
         record.sequence = beat.sequence
         record.status = beat.status
         return NOTHING
+
+    def recall(self, beat: Beat, now: float) -> Sequence[Transition]:
+        """Take in a last beat that was read back from where the transport keeps it. O(1).
+
+        It is like a beat that came late; but it counts as of when it was sent.
+        """
+        return self._observe(
+            beat, self._records.get(beat.incarnation.node), self._clean(now), kept=True
+        )
 
     def expect(self, incarnation: Incarnation, now: float) -> Sequence[Transition]:
         """Take in that an incarnation is on record (it holds claims, say) but was not heard.
@@ -148,8 +157,14 @@ class Detector:
         now = self._clean(now)
         for record in self._looks.begin_session(seen.session):
             self._set_aside(record)
-        missed = self._looks.take(seen, self._records, now)
-        transitions = [self._change(record, Cause.DISCONNECTED) for record in missed]
+        transitions: list[Transition] = []
+        for record in self._looks.take(seen, self._records, now):
+            if record.state is _ALIVE:
+                transitions.append(self._change(record, Cause.DISCONNECTED))
+            else:
+                # It was mute until now: the looks come first, and then its silence.
+                record.checks_from = self._judged_as_of()
+                self._wheel.arm(record)
         aside, begins = self._looks.brake(len(self._living), now)
         for record in aside:
             self._set_aside(record)
@@ -161,11 +176,13 @@ class Detector:
         """Take in that the observer stood still for so many seconds until now. O(1).
 
         It woke so much later than it wanted to: its process was stopped, or starved. Nobody grows
-        silent in that time, nor older. What arrived meanwhile may be observed before or after.
+        silent in that time, and after a long pause everyone's silence starts from zero. What
+        arrived meanwhile may be observed before or after.
         """
+        awake_at = self._now
         now = self._clean(now)
         if 0 < seconds < _INF:
-            self._hearing.oversleep(now, seconds)
+            self._hearing.oversleep(now, seconds, awake_at)
 
     # -- what follows from time --------------------------------------------------------------
 
@@ -189,7 +206,7 @@ class Detector:
     ) -> Sequence[Transition]:
         """Judge everybody as of the last echo; forget whose discard delay has passed.
 
-        It does a limited piece of work. Where more is left, ``next_deadline`` has passed already.
+        It does a limited piece of work. Where more is left, it is ``overdue``.
 
         Args:
             now: The time.
@@ -226,10 +243,18 @@ class Detector:
     def next_deadline(self) -> float | None:
         """Tell when ``check`` has something to do, if ever: no later than the next transition.
 
-        If nothing is heard until then. Where it lies in the past and ``check`` does nothing, the
+        If nothing is heard until then. Where it lies in the past and nothing is ``overdue``, the
         detector waits for an echo: no verdict needs more than one at or after it.
         """
         return min(self._deadlines(), default=None)
+
+    @property
+    def overdue(self) -> bool:
+        """Whether ``check`` has something to do at once, and needs no further echo for it."""
+        if self._looks.condemned() or (self._tombstones and self._tombstones[0][0] <= self._now):
+            return True
+        look, echo = self._wheel.next_look(), self._hearing.echo
+        return look is not None and echo is not None and look <= echo
 
     # -- what can be asked -------------------------------------------------------------------
 
@@ -286,7 +311,9 @@ class Detector:
 
     # -- beats, the long way -----------------------------------------------------------------
 
-    def _observe(self, beat: Beat, record: Record | None, now: float) -> Sequence[Transition]:
+    def _observe(
+        self, beat: Beat, record: Record | None, now: float, *, kept: bool = False
+    ) -> Sequence[Transition]:
         incarnation = beat.incarnation
         if incarnation.node == self.me.node:
             return self._observe_self(beat, now)
@@ -308,7 +335,7 @@ class Detector:
             return [self._leave(record, now)]
         if beat.sequence <= record.sequence:
             return self._drop("repeated")
-        return self._hear(record, beat, now)
+        return self._hear(record, beat, now, kept=kept)
 
     def _observe_self(self, beat: Beat, now: float) -> Sequence[Transition]:
         if beat.incarnation != self.me:
@@ -337,12 +364,17 @@ class Detector:
         reason = f"{incarnation.node} was declared dead by another observer"
         return [self._change(record, Cause.OBITUARY, reason)]
 
-    def _hear(self, record: Record, beat: Beat, now: float) -> Sequence[Transition]:
+    def _hear(self, record: Record, beat: Beat, now: float, *, kept: bool) -> Sequence[Transition]:
         """Take in a beat of a living node that is not like all the others."""
         age = max(0.0, now - beat.sent - record.offset)
-        if not age <= self.settings.expire:
+        held_up = kept
+        if not kept:
+            age, held_up = self._note_age(record, age, now)
+        if age > self.settings.expire:
             return self._drop("stale")
-        heard = self._heard(record, age, now)
+        heard = self._hearing.when(now, age if held_up else 0.0)
+        if kept:
+            heard = max(record.heard, heard)
         if self._learns:
             self._learn(record, beat, heard)
         if record.connected is False and now - age > record.disconnected_at:
@@ -359,25 +391,27 @@ class Detector:
             record.checks_from = -_INF
             transitions.append(self._change(record, Cause.BEAT, f"{node} beats again"))
         transitions += self._note_stall(record, beat)
-        # Its deadline may have come nearer: it promises more, or phi has learned.
+        # Its deadline may have come nearer: it promises more, phi has learned, it was held up.
         self._wheel.arm(record)
         return transitions
 
-    def _heard(self, record: Record, age: float, now: float) -> float:
-        """Tell as of when a beat counts.
+    def _note_age(self, record: Record, age: float, now: float) -> tuple[float, bool]:
+        """Give the age of a beat on arrival, and whether it was held up in a backlog.
 
-        It counts from its arrival, but for one out of a backlog that is being flushed, which
+        A beat counts from its arrival, but for one out of a backlog that is being flushed, which
         shows in beats that come faster than they were sent: that extends nobody's life beyond its
-        sending. A node whose clock was set back, or stood still while its machine was suspended,
-        looks old too, but goes on to.
+        sending. Those that go on to come late in their own time are of a node whose clock stood
+        still, its machine suspended say: what counts as late is shifted, by half the way each time.
         """
-        before, record.age = record.age, age if age > self._punctual else 0.0
-        if record.age and age < before - record.gap / 4:
-            return self._hearing.when(now, age)
-        if before and record.age and now - self._hearing.lag - record.heard > record.gap / 2:
-            # It comes as late as the one before, and in its own time: the clock is another one.
-            record.offset += age / 8
-        return now - self._hearing.lag
+        before, record.age = record.age, 0.0
+        if age <= self._punctual:
+            return age, False
+        held_up = age < before - record.gap / 4
+        if before and not held_up and now - record.late_at > record.gap / 2:
+            age /= 2
+            record.offset += age
+        record.age, record.late_at = age, now
+        return age, held_up
 
     def _learn(self, record: Record, beat: Beat, heard: float) -> None:
         """Let the judge learn from a gap, unless the observer was deaf in it."""
@@ -498,9 +532,12 @@ class Detector:
 
     def _set_aside(self, record: Record) -> None:
         """Let silence decide of a node."""
-        now = self._now - self._hearing.lag
-        self._looks.set_aside(record, now if self._hearing.echo is None else self._hearing.echo)
+        self._looks.set_aside(record, self._judged_as_of())
         self._wheel.arm(record)
+
+    def _judged_as_of(self) -> float:
+        echo = self._hearing.echo
+        return self._now - self._hearing.lag if echo is None else echo
 
     def _brake(self, count: int) -> Transition:
         return Transition(

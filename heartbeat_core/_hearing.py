@@ -4,7 +4,7 @@ An observer beats too, and hears its own beats come back through the broker. Eve
 as of the last of these echoes, so while none comes back nobody grows more silent. When one comes
 after a gap longer than normal (the broker was away, the observer was cut off), everyone's silence
 starts from zero: no silence reaches below the *floor*. While the observer itself stood still, the
-clock stands too.
+clock stands too; after a pause longer than that gap silence starts from zero as well.
 
 All of it is O(1), whatever the number of nodes: the clock is one number that lags behind the
 driver's, and the floor is another.
@@ -49,15 +49,26 @@ class Hearing:
             self.floor = time
         self.echo = time
 
-    def oversleep(self, now: float, seconds: float) -> None:
-        """Take in that the observer stood still until now, for so long."""
+    def oversleep(self, now: float, seconds: float, awake_at: float) -> None:
+        """Take in that the observer stood still until now, for so long.
+
+        Args:
+            now: The time on the driver's clock.
+            seconds: For how long.
+            awake_at: When it did something last, on the driver's clock: what it has read since it
+                woke stays as it is.
+        """
         time = now - self.lag
         # The clock never goes backwards, nor behind what everybody was judged as of.
-        seconds = min(seconds, time - max(self._woke, self.echo or -math.inf))
-        if seconds > 0:
-            self.lag += seconds
-            self.late += seconds
-            self._woke, self._slept = now - self.lag, seconds
+        latest = max(self._woke, -math.inf if self.echo is None else self.echo)
+        stood = min(seconds, now - awake_at, time - latest)
+        if stood > 0:
+            self.lag += stood
+            self.late += stood
+            self._woke, self._slept = now - self.lag, stood
+        if seconds > self.longest_gap:
+            # As after a deafness: nobody knows what was missed.
+            self.floor = now - self.lag
 
     def when(self, now: float, age: float) -> float:
         """Give the time of hearing so many seconds ago; exact since the last oversleeping."""

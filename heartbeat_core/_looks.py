@@ -48,7 +48,7 @@ class Looks:
         self._braking = False
 
     def take(self, seen: Connections, records: Mapping[str, Record], now: float) -> list[Record]:
-        """Take in a look; give those, by name, that were missed and are not suspected yet."""
+        """Take in a look; give those, by name, of whose absence this is the first look."""
         for incarnation in sorted(seen.connected - self._present.keys()):
             record = records.get(incarnation.node)
             if record is not None and record.number == incarnation.number:
@@ -123,19 +123,19 @@ class Looks:
         record.connected = True
 
     def _miss(self, record: Record, now: float) -> bool:
+        """Count a look in vain; tell whether it is the first."""
         interval = self._settings.disconnect_interval
+        first = bool(record.connected) or record.state is State.ALIVE
         if record.connected:
             del self._present[record.incarnation]
             self._absent[record.incarnation] = record
             record.connected = False
             record.disconnected_at = now
-            record.checks_failed = 1
-            record.next_look = now + interval
-        elif record.state is State.ALIVE:
+        if first:
             record.checks_failed = 1
             record.next_look = now + interval
         elif now >= record.next_look - interval / 2:
             # A look that comes a little early is a look all the same.
             record.checks_failed += 1
             record.next_look = now + interval
-        return record.state is State.ALIVE
+        return first

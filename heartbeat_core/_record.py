@@ -47,6 +47,7 @@ class Record:
         slack: How much more time it needs than the settings give.
         offset: The smallest (arrival - sending) seen of that life, with some drift.
         age: How old its latest beat was on arrival, if that was late; else 0.
+        late_at: When its latest late beat arrived, on the clock that drives the detector.
         status: What it last said of itself.
         stalled: Whether its work does not move.
         connected: What is known of its connections.
@@ -68,6 +69,7 @@ class Record:
     slack: float = 1.0
     offset: float = math.inf
     age: float = 0.0
+    late_at: float = -math.inf
     status: Status = NO_STATUS
     stalled: bool = False
     connected: bool | None = None

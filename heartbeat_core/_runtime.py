@@ -4,7 +4,7 @@ import logging
 import math
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -27,6 +27,7 @@ __all__ = ("Heartbeat",)
 logger = logging.getLogger("heartbeat_core")
 
 T = TypeVar("T")
+Observe = Callable[[Beat, float], Sequence[Transition]]
 
 LONGEST_STEM = 230
 """So much of a name that is taken goes into the new one, which must not be too long."""
@@ -170,7 +171,7 @@ class Heartbeat:
         """
         obituary = self._beat_of(Kind.OBITUARY, fenced, fenced.number)
         if fenced == self._incarnation:
-            self._take(obituary, anyio.current_time())
+            self._take(obituary, self._detector.observe(obituary, anyio.current_time()))
 
     # -- beating ------------------------------------------------------------------------------
 
@@ -337,7 +338,7 @@ class Heartbeat:
             try:
                 async with self._transport.subscribe() as batches:
                     if isinstance(self._transport, LastBeats):
-                        self._take_all(await self._transport.last_beats())
+                        self._take_all(await self._transport.last_beats(), self._detector.recall)
                     self._outage.end("listen")
                     self._listening.set()
                     self._beat_at_once.set()
@@ -348,8 +349,8 @@ class Heartbeat:
                 self._outage.begin("listen", exc)
                 await retry.wait()
 
-    def _take_all(self, batch: Iterable[bytes]) -> None:
-        now = anyio.current_time()
+    def _take_all(self, batch: Iterable[bytes], observe: Observe | None = None) -> None:
+        now, observe = anyio.current_time(), observe or self._detector.observe
         for data in batch:
             try:
                 beat = decode(data)
@@ -359,10 +360,9 @@ class Heartbeat:
             if beat.namespace != self._transport.namespace:
                 self._drop("namespace")
             else:
-                self._take(beat, now)
+                self._take(beat, observe(beat, now))
 
-    def _take(self, beat: Beat, now: float) -> None:
-        transitions = self._detector.observe(beat, now)
+    def _take(self, beat: Beat, transitions: Sequence[Transition]) -> None:
         if transitions:
             if beat.incarnation == self._incarnation:
                 # Its own obituary, which also says what it has to be larger than.
@@ -400,9 +400,8 @@ class Heartbeat:
         while True:
             self._wake = anyio.Event()
             deadline = self._detector.next_deadline()
-            now, heard = anyio.current_time(), self._detector.heard_self_at
-            wait = math.inf if deadline is None else deadline - now
-            if wait <= 0 and judged and deadline is not None and deadline <= (heard or -math.inf):
+            wait = math.inf if deadline is None else deadline - anyio.current_time()
+            if wait <= 0 and judged and self._detector.overdue:
                 wait = 0.0  # There is more to do than one call does.
             elif wait <= 0:
                 wait = self.settings.frequency
@@ -431,7 +430,7 @@ class Heartbeat:
                 except TransportError as exc:
                     self._outage.begin("read", exc)
                     return False
-                self._take_all(last)
+                self._take_all(last, self._detector.recall)
             self._outage.end("read")
             # Who has fallen due meanwhile is asked for next time.
             self._emit(self._detector.check(anyio.current_time(), may_die=frozenset(dying)))

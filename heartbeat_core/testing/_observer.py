@@ -47,7 +47,6 @@ class Observer:
         self.buried: dict[Incarnation, int] = {}
         self.judged = -SECOND
         self.stormy = False
-        self._wanted = math.inf
         self._wakes = 0
         self._awake_at = -1
         self._judging = False
@@ -59,13 +58,14 @@ class Observer:
     def start(self) -> None:
         """Begin to judge, and to look."""
         self._poke()
+        self._tick_later()
         if self._simulation.scenario.presence:
             self._look_later()
 
     # -- what comes in -----------------------------------------------------------------------
 
-    def take(self, message: Message) -> None:
-        """Take in one message."""
+    def take(self, message: Message, *, kept: bool = False) -> None:
+        """Take in one message, or a last beat that the broker has kept."""
         simulation, beat, process = self._simulation, message.beat, self.process
         now = simulation.now
         is_own = beat.incarnation == process.incarnation
@@ -76,7 +76,8 @@ class Observer:
             self.witness.hear_self(now)
         elif beat.kind is Kind.BEAT:
             self.witness.hear(beat, message.sent, now)
-        transitions = self.detector.observe(beat, self._clock())
+        observe = self.detector.recall if kept else self.detector.observe
+        transitions = observe(beat, self._clock())
         if transitions:
             self._emit(transitions)
         elif is_own:
@@ -124,19 +125,26 @@ class Observer:
         if self._awake_at != now:
             self._awake_at = now
             self._wakes += 1
-            self._simulation.timer(self.process, 0, self._wake, self._wakes, False)
+            self._simulation.timer(self.process, 0, self._wake, self._wakes)
 
-    def _wake(self, wakes: int, by_timer: bool) -> None:
-        if wakes != self._wakes:
-            return
-        self._awake_at = -1
-        clock = self._clock()
-        if by_timer and clock - self._wanted > self._settings.frequency / 2:
-            simulation = self._simulation
-            simulation.note("%s overslept by %.6f s", self.process.name, clock - self._wanted)
-            self.witness.oversleep(simulation.now, microseconds(clock - self._wanted))
-            self.detector.oversleep(clock, clock - self._wanted)
-        self._judge()
+    def _wake(self, wakes: int) -> None:
+        if wakes == self._wakes:
+            self._awake_at = -1
+            self._judge()
+
+    def _tick_later(self) -> None:
+        frequency = self._settings.frequency
+        planned = self._clock() + frequency
+        self._simulation.timer(self.process, microseconds(frequency), self._tick, planned)
+
+    def _tick(self, planned: float) -> None:
+        """Notice that it stood still."""
+        clock, simulation = self._clock(), self._simulation
+        if clock - planned > self._settings.frequency / 2:
+            simulation.note("%s overslept by %.6f s", self.process.name, clock - planned)
+            self.witness.oversleep(simulation.now, microseconds(clock - planned))
+            self.detector.oversleep(clock, clock - planned)
+        self._tick_later()
 
     def _wait(self) -> None:
         """Wait for the next deadline; where it has passed, for an echo that is younger."""
@@ -146,9 +154,8 @@ class Observer:
         self._wakes += 1
         if deadline is None:
             return
-        clock, heard = self._clock(), self.detector.heard_self_at
-        wait = deadline - clock
-        more = wait <= 0 and self._judged_all and heard is not None and deadline <= heard
+        wait = deadline - self._clock()
+        more = wait <= 0 and self._judged_all and self.detector.overdue
         self._spins = self._spins + 1 if more else 0
         if more and self._spins < ENOUGH:
             wait = 0.0  # There is more to do than one call does.
@@ -156,10 +163,9 @@ class Observer:
             wait = self._settings.frequency
             if self.process.echoed == self.process.sequence and self._may_beat():
                 self._simulation.beat_at_once(self.process)
-        self._wanted = clock + wait
         # Never early, as a clock would be that is read in whole microseconds.
         delay = math.ceil(wait * SECOND)
-        self._simulation.timer(self.process, delay, self._wake, self._wakes, True)
+        self._simulation.timer(self.process, delay, self._wake, self._wakes)
 
     def _may_beat(self) -> bool:
         """Beat at once, unless it has done so all the time: that does not help."""
@@ -205,7 +211,7 @@ class Observer:
             self._wait()
             return
         for message in last:
-            self.take(message)
+            self.take(message, kept=True)
         self._check(dying)
 
     def _check(self, may_die: list[Incarnation]) -> None:

@@ -105,7 +105,7 @@ def nightly(session: nox.Session) -> None:
     """What takes hours: 20,000 seeds of the simulator, and of the property tests."""
     install_wheel(session)
     session.install(*group("tests"))
-    session.run("python", "-m", "heartbeat_core.testing.simulate", "--seeds", "20000")
+    session.run("python", "-m", "heartbeat_core.testing", "--seeds", "20000")
     session.env["HYPOTHESIS_PROFILE"] = "nightly"
     session.run("pytest", "tests/core/test_detector_properties.py", "tests/core/test_wheel.py")
 

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import attrs
 
 from heartbeat_core._beat import Beat, Incarnation
-from heartbeat_core.testing._models import SECOND, microseconds
 from heartbeat_core.testing._observer import Observer
 from heartbeat_core.testing._process import Message, Process
+from heartbeat_core.testing.models import SECOND, microseconds
 
 if TYPE_CHECKING:
     from heartbeat_core.testing._simulator import Simulation

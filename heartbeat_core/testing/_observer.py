@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 from heartbeat_core._beat import Beat, Incarnation, Kind
 from heartbeat_core._looks import Connections
 from heartbeat_core._states import Cause, State, Transition
-from heartbeat_core.testing._models import SECOND, microseconds
 from heartbeat_core.testing._process import Message, Process
-from heartbeat_core.testing._scenario import STORM
 from heartbeat_core.testing._witness import Witness
+from heartbeat_core.testing.models import SECOND, microseconds
 
 if TYPE_CHECKING:
     from heartbeat_core.testing._simulator import Simulation
@@ -32,7 +31,6 @@ class Observer:
         detector: What it drives.
         witness: Knows what truly reached it.
         table: What its transitions say of each node.
-        stormy: Whether it has beaten so often that it waits for its next beat now.
         buried: When it declared them dead.
         judged: As of which of its echoes it last judged everybody, in microseconds.
     """
@@ -46,7 +44,6 @@ class Observer:
         self.table: dict[str, tuple[Incarnation, State]] = {}
         self.buried: dict[Incarnation, int] = {}
         self.judged = -SECOND
-        self.stormy = False
         self._wakes = 0
         self._awake_at = -1
         self._judging = False
@@ -170,14 +167,11 @@ class Observer:
     def _may_beat(self) -> bool:
         """Beat at once, unless it has done so all the time: that does not help."""
         second = self._simulation.now // SECOND
-        self.stormy = False
         self._extra = self._extra + 1 if second == self._extra_in else 1
         self._extra_in = second
         if self._extra <= MOST_EXTRA + 4 * self._simulation.scenario.nodes:
             return True
-        if STORM not in self._simulation.scenario.without:
-            self._simulation.promises.storm(self)
-        self.stormy = True
+        self._simulation.promises.storm(self)
         return False
 
     def _judge(self) -> None:

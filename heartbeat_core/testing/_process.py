@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from heartbeat_core._beat import Beat, Incarnation
-from heartbeat_core.testing._models import SECOND, Delay, Loss
+from heartbeat_core.testing.models import SECOND, Delay, Loss
 
 if TYPE_CHECKING:
     from heartbeat_core.testing._observer import Observer

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from heartbeat_core._beat import Incarnation
 from heartbeat_core._states import TRANSITIONS, Cause, State, Transition
-from heartbeat_core.testing._models import SECOND, microseconds
 from heartbeat_core.testing._process import Process
 from heartbeat_core.testing._witness import TOLERANCE, Heard
+from heartbeat_core.testing.models import SECOND, microseconds
 
 if TYPE_CHECKING:
     from heartbeat_core.testing._observer import Observer
@@ -218,7 +218,7 @@ class Promises:
             self._late(observer, incarnation, limit, "as of its last echo")
         # When its deadline passes it beats at once, and judges as of the echo.
         late = reading + process.line.longest
-        if witness.echo_lost_at >= base or observer.stormy:
+        if witness.echo_lost_at >= base:
             late += self._frequency + witness.longest_gap
         if now > limit + late + slop:
             self._late(observer, incarnation, limit + late, "although it could hear itself")

@@ -8,29 +8,11 @@ import attrs
 from heartbeat_core._beat import Incarnation
 from heartbeat_core._detector import Detector
 from heartbeat_core._settings import Settings
-from heartbeat_core.testing import _faults as happening
-from heartbeat_core.testing import _models as models
-from heartbeat_core.testing._models import SECOND, microseconds
+from heartbeat_core.testing import faults as happening
+from heartbeat_core.testing import models
+from heartbeat_core.testing.models import SECOND, microseconds
 
-__all__ = ("OPEN", "Scenario", "draw")
-
-SUSPENSION = "suspension"
-"""A node's machine is suspended, and the clock by which it beats stands meanwhile."""
-
-LATE_OVERSLEEP = "late oversleep"
-"""An observer that stood still reads what has arrived, and only then finds that it is late."""
-
-STORM = "storm"
-"""An observer beats at once again and again, since a deadline that has passed does not go away."""
-
-TIGHT = "tight settings"
-"""``min_freq`` is less than ``max_freq`` and two gaps: what of a pause counts is enough to kill."""
-
-OPEN: frozenset[str] = frozenset({SUSPENSION, LATE_OVERSLEEP, STORM, TIGHT})
-"""What the detector does not stand yet, and is therefore left out of drawn scenarios.
-
-Each has a test of its own that is expected to fail; when it passes, take it out here.
-"""
+__all__ = ("Scenario", "draw")
 
 HOUR = 3600 * SECOND
 
@@ -56,7 +38,6 @@ class Scenario:
         faults: What happens.
         seconds: For how long it is simulated at least, until it has to settle.
         detector: Makes the detectors.
-        without: What is left out of ``OPEN``.
     """
 
     seed: int = 0
@@ -77,7 +58,6 @@ class Scenario:
     detector: Callable[[Settings, Incarnation], Detector] = attrs.field(
         default=Detector, repr=False
     )
-    without: frozenset[str] = attrs.field(default=frozenset[str](), repr=False)
 
     @property
     def healed_at(self) -> int:
@@ -98,7 +78,7 @@ class Scenario:
         return microseconds(2 * settings.expire + forgotten + 10 * settings.max_freq + 20)
 
 
-def draw(seed: int, without: frozenset[str] = OPEN) -> Scenario:
+def draw(seed: int) -> Scenario:
     """Draw a scenario from a seed: mostly small and short, now and then hundreds of nodes."""
     chance = random.Random(seed)  # noqa: S311 - it is to replay
     size = chance.randrange(100)
@@ -108,7 +88,7 @@ def draw(seed: int, without: frozenset[str] = OPEN) -> Scenario:
         nodes, length = 9 + chance.randrange(24), 20
     else:
         nodes, length = 2 + chance.randrange(7), 20 + chance.randrange(30)
-    settings = _settings(chance, without)
+    settings = _settings(chance)
     scale = settings.frequency
     observers = min(nodes, 1 + chance.randrange(3))
     delay = _delay(chance, microseconds(scale))
@@ -119,11 +99,6 @@ def draw(seed: int, without: frozenset[str] = OPEN) -> Scenario:
         happens += _fault(chance, at, nodes, settings)
     if chance.randrange(4) == 0:
         happens += _restarts(chance, nodes, settings, length)
-    if SUSPENSION in without:
-        happens = [
-            attrs.evolve(each, suspended=False) if isinstance(each, happening.Pause) else each
-            for each in happens
-        ]
     return Scenario(
         seed=seed,
         settings=settings,
@@ -140,11 +115,10 @@ def draw(seed: int, without: frozenset[str] = OPEN) -> Scenario:
         drift=chance.randrange(2) * 300,
         faults=tuple(sorted(happens, key=lambda each: each.at)),
         seconds=scale * (length + 5),
-        without=without,
     )
 
 
-def _settings(chance: random.Random, without: frozenset[str]) -> Settings:
+def _settings(chance: random.Random) -> Settings:
     detector = "phi" if chance.randrange(4) == 0 else "checks"
     if chance.randrange(2):
         expire = (30.0, 15.0, 10.0)[chance.randrange(3)]
@@ -153,8 +127,6 @@ def _settings(chance: random.Random, without: frozenset[str]) -> Settings:
     frequency = (0.2, 0.5, 1.0, 2.0)[chance.randrange(4)]
     max_freq = frequency * (1.5, 2.0, 3.0)[chance.randrange(3)]
     min_freq = frequency * (4.0, 5.0, 6.0)[chance.randrange(3)]
-    if TIGHT in without:
-        min_freq = max(min_freq, max_freq + 2 * frequency)
     return Settings(
         detector=detector,
         frequency=frequency,

@@ -15,12 +15,12 @@ import attrs
 from heartbeat_core._beat import Beat, Incarnation, Kind
 from heartbeat_core._states import State, Transition
 from heartbeat_core.testing._broker import Broker
-from heartbeat_core.testing._models import SECOND, microseconds
 from heartbeat_core.testing._observer import Observer
 from heartbeat_core.testing._process import Clock, Line, Process
 from heartbeat_core.testing._promises import BrokenPromise, Promises
-from heartbeat_core.testing._scenario import LATE_OVERSLEEP, Scenario
+from heartbeat_core.testing._scenario import Scenario
 from heartbeat_core.testing._timeline import Timeline
+from heartbeat_core.testing.models import SECOND, microseconds
 
 __all__ = ("BrokenPromise", "Report", "Simulation", "simulate")
 
@@ -374,8 +374,7 @@ class Simulation(Timeline):
         if suspended and process.observer is not None:
             process.observer.witness.stand(since, self.now)
         # Whether the clock or the connection is looked at first is chance.
-        drains_first = self.chance.randrange(2) and LATE_OVERSLEEP not in self.scenario.without
-        for act in arrived + due if drains_first else due + arrived:
+        for act in arrived + due if self.chance.randrange(2) else due + arrived:
             if process.life == life and not process.paused_until:
                 act()
 

@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from heartbeat_core.testing._models import SECOND
 from heartbeat_core.testing._process import Process
+from heartbeat_core.testing.models import SECOND
 
 __all__ = ("Timeline",)
 

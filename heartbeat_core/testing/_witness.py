@@ -9,7 +9,7 @@ import attrs
 from heartbeat_core._beat import Beat, Incarnation
 from heartbeat_core._looks import Connections
 from heartbeat_core._settings import Settings
-from heartbeat_core.testing._models import SECOND, microseconds
+from heartbeat_core.testing.models import SECOND, microseconds
 
 __all__ = ("Heard", "Witness")
 

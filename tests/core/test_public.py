@@ -39,7 +39,8 @@ def test_all_is_sorted_and_complete(package: types.ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "public"), [(heartbeat_core, ["testing"]), (heartbeat_core.testing, ["simulate"])]
+    ("package", "public"),
+    [(heartbeat_core, ["testing"]), (heartbeat_core.testing, ["faults", "models"])],
 )
 def test_every_module_behind_a_package_is_private(
     package: types.ModuleType, public: list[str]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
-from heartbeat_core.testing._models import SECOND, microseconds
+from heartbeat_core.testing.models import SECOND, microseconds
 
 if TYPE_CHECKING:
     from heartbeat_core.testing._simulator import Simulation

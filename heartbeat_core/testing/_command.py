@@ -1,14 +1,13 @@
 """Simulate whole fleets, one for each seed, and see whether the detector keeps its promises.
 
-    python -m heartbeat_core.testing.simulate --seeds 1000
-    python -m heartbeat_core.testing.simulate --first 4711 --seeds 1
+    python -m heartbeat_core.testing --seeds 1000
+    python -m heartbeat_core.testing --first 4711 --seeds 1
 
 The first seed that breaks a promise is told with the last events before it, and the exit code is
 1 then. A seed gives the same run everywhere, so its number is all that a report of a bug needs.
 """
 
 import argparse
-import functools
 import json
 import multiprocessing
 import sys
@@ -19,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import attrs
 
 from heartbeat_core._settings import Settings
-from heartbeat_core.testing._scenario import OPEN, draw
+from heartbeat_core.testing._scenario import draw
 from heartbeat_core.testing._simulator import BrokenPromise, simulate
 
 __all__ = ("Outcome", "main", "run_seed", "summary")
@@ -47,9 +46,9 @@ class Outcome:
     died: tuple[int, ...] = ()
 
 
-def run_seed(seed: int, *, without: frozenset[str] = OPEN) -> Outcome:
+def run_seed(seed: int) -> Outcome:
     """Run one seed."""
-    scenario = draw(seed, without)
+    scenario = draw(seed)
     try:
         report = simulate(scenario)
     except BrokenPromise as exc:
@@ -107,26 +106,22 @@ def _spread(times: Sequence[int]) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run seeds; give the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m heartbeat_core.testing.simulate",
+        prog="python -m heartbeat_core.testing",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--seeds", type=int, default=1000, help="how many seeds (1000)")
     parser.add_argument("--first", type=int, default=0, help="the first of them (0)")
     parser.add_argument("--jobs", type=int, default=1, help="how many processes (1)")
-    parser.add_argument(
-        "--strict", action="store_true", help=f"leave nothing out (else: {', '.join(sorted(OPEN))})"
-    )
     options = parser.parse_args(arguments)
     seeds = range(options.first, options.first + options.seeds)
-    run = functools.partial(run_seed, without=frozenset[str]() if options.strict else OPEN)
     started = time.monotonic()
     outcomes: list[Outcome] = []
-    for outcome in _outcomes(run, seeds, options.jobs):
+    for outcome in _outcomes(seeds, options.jobs):
         if outcome.broken:
             sys.stdout.write(
-                f"{outcome.broken}\n\nreplay it: python -m heartbeat_core.testing.simulate "
-                f"--first {outcome.seed} --seeds 1{' --strict' if options.strict else ''}\n"
+                f"{outcome.broken}\n\nreplay it: python -m heartbeat_core.testing "
+                f"--first {outcome.seed} --seeds 1\n"
             )
             return 1
         outcomes.append(outcome)
@@ -135,15 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _outcomes(
-    run: "functools.partial[Outcome]", seeds: Sequence[int], jobs: int
-) -> Iterator[Outcome]:
+def _outcomes(seeds: Sequence[int], jobs: int) -> Iterator[Outcome]:
     if jobs < 2:
-        yield from map(run, seeds)
+        yield from map(run_seed, seeds)
         return
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        yield from pool.imap(run, seeds, chunksize=8)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        yield from pool.imap(run_seed, seeds, chunksize=8)

@@ -51,6 +51,7 @@ class Observer:
         self._judged_all = False
         self._spins = 0
         self._extra = self._extra_in = 0
+        self._acted_at = 0
 
     def start(self) -> None:
         """Begin to judge, and to look."""
@@ -136,10 +137,14 @@ class Observer:
 
     def _tick(self, planned: float) -> None:
         """Notice that it stood still."""
-        clock, simulation = self._clock(), self._simulation
-        if clock - planned > self._settings.frequency / 2:
-            simulation.note("%s overslept by %.6f s", self.process.name, clock - planned)
-            self.witness.oversleep(simulation.now, microseconds(clock - planned))
+        acted_at, clock, simulation = self._acted_at, self._clock(), self._simulation
+        late = clock - planned
+        if late > self._settings.frequency / 2:
+            simulation.note("%s overslept by %.6f s", self.process.name, late)
+            if late <= self.witness.longest_gap / SECOND:
+                # Of a short pause counts what came before something was read after it.
+                late = min(late, (simulation.now - acted_at) / SECOND)
+            self.witness.oversleep(simulation.now, microseconds(late))
             self.detector.oversleep(clock, clock - planned)
         self._tick_later()
 
@@ -240,4 +245,6 @@ class Observer:
         self._simulation.broker.post(self.process, beat)
 
     def _clock(self) -> float:
+        """Read its clock; it does so whenever it does something."""
+        self._acted_at = self._simulation.now
         return self.process.clock.read(self._simulation.now)

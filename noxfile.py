@@ -13,6 +13,7 @@ MACHINE = (
     "_beat",
     "_detector",
     "_errors",
+    "_gone",
     "_hearing",
     "_judges",
     "_looks",

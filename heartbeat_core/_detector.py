@@ -6,12 +6,12 @@ it from one.
 """
 
 import math
-from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 
 import attrs
 
 from heartbeat_core._beat import Beat, Incarnation, Kind
+from heartbeat_core._gone import Gone
 from heartbeat_core._hearing import Hearing
 from heartbeat_core._judges import Judge, judge_for
 from heartbeat_core._looks import Connections, Looks
@@ -60,18 +60,12 @@ class Detector:
     dropped: dict[str, int] = attrs.field(factory=dict[str, int], init=False)
     _records: dict[str, Record] = attrs.field(factory=dict[str, Record], init=False)
     _living: set[Incarnation] = attrs.field(factory=set[Incarnation], init=False)
-    _left: dict[str, int] = attrs.field(factory=dict[str, int], init=False)
-    _departures: deque[tuple[float, Incarnation]] = attrs.field(
-        factory=deque[tuple[float, Incarnation]], init=False
-    )
-    _tombstones: deque[tuple[float, Record]] = attrs.field(
-        factory=deque[tuple[float, Record]], init=False
-    )
     _now: float = attrs.field(default=-_INF, init=False)
     _judge: Judge = attrs.field(init=False)
     _hearing: Hearing = attrs.field(init=False)
     _silence: Silence = attrs.field(init=False)
     _looks: Looks = attrs.field(init=False)
+    _gone: Gone = attrs.field(init=False)
     _wheel: Wheel = attrs.field(init=False)
     _punctual: float = attrs.field(init=False)
     _drift: float = attrs.field(init=False)
@@ -85,6 +79,7 @@ class Detector:
         self._hearing = Hearing(max(self.settings.max_freq, 1.5 * frequency))
         self._silence = Silence(self.settings, self._judge, self._hearing)
         self._looks = Looks(self.settings)
+        self._gone = Gone(self.settings.discard_delay)
         self._wheel = Wheel(frequency / 4, self._silence.deadline)
         self._punctual = frequency / 4
         self._drift = CLOCK_DRIFT * frequency
@@ -139,7 +134,7 @@ class Detector:
         now = self._clean(now)
         node = incarnation.node
         known = node == self.me.node or node in self._records
-        if known or incarnation.number <= self._left.get(node, -1):
+        if known or self._gone.has_left(incarnation):
             return NOTHING
         record = Record(incarnation, incarnation.number, State.SUSPECT, now - self._hearing.lag)
         record.gap = self.settings.frequency
@@ -251,7 +246,8 @@ class Detector:
     @property
     def overdue(self) -> bool:
         """Whether ``check`` has something to do at once, and needs no further echo for it."""
-        if self._looks.condemned() or (self._tombstones and self._tombstones[0][0] <= self._now):
+        discard = self._gone.next_discard
+        if self._looks.condemned() or (discard is not None and discard <= self._now):
             return True
         look, echo = self._wheel.next_look(), self._hearing.echo
         return look is not None and echo is not None and look <= echo
@@ -319,7 +315,7 @@ class Detector:
             return self._observe_self(beat, now)
         if not (math.isfinite(beat.sent) and 0 < beat.gap < _INF):
             return self._drop("malformed")
-        if incarnation.number <= self._left.get(incarnation.node, -1):
+        if self._gone.has_left(incarnation):
             return self._drop("outdated")
         if beat.kind is Kind.OBITUARY:
             return self._read_obituary(record, incarnation)
@@ -435,7 +431,7 @@ class Detector:
 
     def _meet(self, beat: Beat, now: float) -> Sequence[Transition]:
         if beat.kind is Kind.GOODBYE:
-            self._remember_goodbye(beat.incarnation, now)
+            self._gone.leave(beat.incarnation, now)
             return NOTHING
         reason = f"{beat.incarnation.node} beats"
         return self._add_alive(beat, now, None, Cause.FIRST_BEAT, reason)
@@ -446,7 +442,7 @@ class Detector:
         if record.state is not State.DEAD:
             transitions.append(self._change(record, Cause.SUPERSEDED))
         if beat.kind is Kind.GOODBYE:
-            self._remember_goodbye(beat.incarnation, now)
+            self._gone.leave(beat.incarnation, now)
             return transitions
         reason = f"{beat.incarnation.node} came back as a larger incarnation"
         transitions += self._add_alive(beat, now, State.DEAD, Cause.LARGER_INCARNATION, reason)
@@ -467,7 +463,7 @@ class Detector:
     def _add(self, record: Record, previous: State | None, cause: Cause, reason: str) -> Transition:
         """Put a record into the table, and say so."""
         record.state = next_state(previous, cause) or record.state
-        self._left.pop(record.incarnation.node, None)
+        self._gone.come_back(record.incarnation.node)
         self._records[record.incarnation.node] = record
         self._living.add(record.incarnation)
         self._judge.meet(record)
@@ -483,13 +479,9 @@ class Detector:
         )
 
     def _leave(self, record: Record, now: float) -> Transition:
-        self._remember_goodbye(record.incarnation, now)
+        self._gone.leave(record.incarnation, now)
         reason = f"{record.incarnation.node} said goodbye"
         return self._change(record, Cause.GOODBYE, reason)
-
-    def _remember_goodbye(self, incarnation: Incarnation, now: float) -> None:
-        self._left[incarnation.node] = incarnation.number
-        self._departures.append((now + self.settings.discard_delay, incarnation))
 
     # -- inside ------------------------------------------------------------------------------
 
@@ -499,20 +491,13 @@ class Detector:
         look = self._wheel.next_look()
         if look is not None:
             yield look + self._hearing.lag
-        if self._tombstones:
-            yield self._tombstones[0][0]
+        discard = self._gone.next_discard
+        if discard is not None:
+            yield discard
 
     def _discard(self, now: float) -> Iterator[Transition]:
-        """Forget the dead whose time has come, and quietly those who left."""
-        while self._departures and self._departures[0][0] <= now:
-            _, incarnation = self._departures.popleft()
-            if self._left.get(incarnation.node) == incarnation.number:
-                del self._left[incarnation.node]
-        for _ in range(min(len(self._tombstones), MOST_AT_ONCE)):
-            until, record = self._tombstones[0]
-            if until > now:
-                break
-            self._tombstones.popleft()
+        """Forget the dead whose time has come, unless they came back."""
+        for record in self._gone.discard(now, MOST_AT_ONCE):
             if self._records.get(record.incarnation.node) is record:
                 reason = f"{record.incarnation.node} is forgotten"
                 yield self._change(record, Cause.DISCARDED, reason)
@@ -584,7 +569,7 @@ class Detector:
         self._living.discard(record.incarnation)
         self._looks.forget(record)
         self._wheel.disarm(record)
-        self._tombstones.append((self._now + self.settings.discard_delay, record))
+        self._gone.bury(record, self._now)
 
     def _remove(self, record: Record) -> None:
         del self._records[record.incarnation.node]

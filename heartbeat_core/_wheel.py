@@ -74,7 +74,7 @@ class Wheel:
             for due, _, record in self._heap
             if due <= now and record.due == due and self._deadline(record) <= now
         )
-        # Who was armed to and fro may stand there twice.
+        # Who was armed back and forth may stand there twice.
         return list(dict.fromkeys(found))
 
     def take(self, now: float) -> Record | None:

@@ -316,7 +316,7 @@ def test_a_departure_is_forgotten_in_the_end(world: World) -> None:
     world.beat("a")
     world.beat("a", kind=Kind.GOODBYE)
     world.pass_time(60.1)
-    assert not world.detector._left
+    assert len(world.detector._gone) == 0
 
 
 def test_the_goodbye_of_a_stranger_means_nothing(world: World) -> None:

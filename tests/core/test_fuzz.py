@@ -143,5 +143,4 @@ def test_an_endless_stream_of_names_does_not_grow_without_end() -> None:
             pass
         most = max(most, len(detector.nodes()))
     assert most < 20 * 4 * (settings.min_freq + settings.discard_delay + 2)
-    assert len(detector._left) < 20 * 4 * (settings.discard_delay + 1)
-    assert len(detector._departures) < 20 * 4 * (settings.discard_delay + 1)
+    assert len(detector._gone) < 20 * 4 * (settings.discard_delay + 1)

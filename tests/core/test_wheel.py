@@ -22,7 +22,7 @@ def deadline(each: Record) -> float:
 
 
 class WheelMachine(RuleBasedStateMachine):
-    """Deadlines move to and fro, time passes, and the timer is asked."""
+    """Deadlines move back and forth, time passes, and the timer is asked."""
 
     @initialize(width=st.sampled_from([0.1, 0.25, 1 / 3, 1.0]), start=st.sampled_from([0.0, 1e5]))
     def begin(self, width: float, start: float) -> None:

@@ -80,6 +80,7 @@ def core_tests(session: nox.Session) -> None:
     session.run("coverage", "run", "-m", "pytest", "tests/core", *session.posargs)
     include = ",".join(f"*/heartbeat_core/{name}.py" for name in MACHINE)
     session.run("coverage", "report", f"--include={include}", "--fail-under=100", "-m")
+    session.run("python", "-m", "heartbeat_core.testing", "--seeds", "1000", "--jobs", "2")
 
 
 @nox.session

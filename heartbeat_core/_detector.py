@@ -490,7 +490,10 @@ class Detector:
             yield self._now
         look = self._wheel.next_look()
         if look is not None:
-            yield look + self._hearing.lag
+            deadline = look + self._hearing.lag
+            while deadline - self._hearing.lag < look:
+                deadline = math.nextafter(deadline, _INF)
+            yield deadline
         discard = self._gone.next_discard
         if discard is not None:
             yield discard

@@ -11,6 +11,7 @@ the timer calls again.
 """
 
 import heapq
+import math
 from collections.abc import Callable
 
 from heartbeat_core._record import Record
@@ -105,8 +106,15 @@ class Wheel:
         if not self._count:
             return first
         around = range(self._cursor, self._cursor + SLOTS)
-        start = self._width * next(each for each in around if self._slots[each % SLOTS])
+        start = self._start(next(each for each in around if self._slots[each % SLOTS]))
         return start if first is None else min(first, start)
+
+    def _start(self, slot: int) -> float:
+        """Give the first moment that is in a slot, as ``advance`` rounds."""
+        start = slot * self._width
+        while int(start / self._width) < slot:
+            start = math.nextafter(start, INF)
+        return start
 
     def _place(self, record: Record, deadline: float) -> None:
         record.due = deadline

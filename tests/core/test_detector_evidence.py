@@ -574,3 +574,17 @@ def test_what_a_late_beat_brings_is_told_as_of_now(world: World) -> None:
     world.now += 0.25
     assert not world.beat("a", sent=world.now - 1.0)
     assert world.detector._now == world.now
+
+
+def test_a_deadline_after_a_pause_has_come_when_it_is_there(world: World) -> None:
+    """However the clock of hearing lags, judging at the deadline judges."""
+    for lag in (0.1, 0.3, 0.7, 1.1):
+        world.beat("a")
+        world.now += lag + 0.1
+        world.detector.oversleep(world.now, lag)
+        world.echo()
+        deadline = world.detector.next_deadline()
+        assert deadline is not None
+        world.now = deadline
+        world.echo()
+        assert [each.state for each in world.check()] == [SUSPECT]

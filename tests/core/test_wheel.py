@@ -197,3 +197,22 @@ def test_a_deadline_at_the_edge_of_its_reach() -> None:
         wheel.advance(each.heard)
         assert wheel.take(each.heard) is each
         assert wheel.take(each.heard) is None
+
+
+def test_at_its_next_look_it_finds_something() -> None:
+    """However a slot's start is rounded, the timer moves on when it is asked at its next look."""
+    for width in (0.05, 0.1, 1 / 3, 0.0125):
+        wheel = Wheel(width, deadline)
+        now = 574_686.123
+        wheel.advance(now)
+        for number in range(400):
+            wheel.arm(record(now + 0.3 + number * width / 3))
+        for _ in range(300):
+            look = wheel.next_look()
+            assert look is not None
+            wheel.advance(look)
+            again = wheel.next_look()
+            assert again is not None
+            assert again > look or wheel.due(look)
+            while wheel.take(look) is not None:
+                pass

@@ -23,6 +23,17 @@ MACHINE = (
     "_states",
     "_wheel",
 )
+MACHINE_TESTS = (
+    "beat",
+    "detector*",
+    "hearing",
+    "judges",
+    "settings",
+    "states",
+    "triggers",
+    "wheel",
+)
+TESTS = pathlib.Path("tests/core")
 PROJECT = nox.project.load_toml("pyproject.toml")
 
 
@@ -77,7 +88,9 @@ def core_tests(session: nox.Session) -> None:
     """The core, with no broker package installed; every branch of the machine is taken."""
     install_wheel(session)
     session.install(*group("tests"))
-    session.run("coverage", "run", "-m", "pytest", "tests/core", *session.posargs)
+    session.run("pytest", "tests/core", *session.posargs)
+    machine = sorted(str(path) for each in MACHINE_TESTS for path in TESTS.glob(f"test_{each}.py"))
+    session.run("coverage", "run", "-m", "pytest", "-q", *machine)
     include = ",".join(f"*/heartbeat_core/{name}.py" for name in MACHINE)
     session.run("coverage", "report", f"--include={include}", "--fail-under=100", "-m")
     session.run("python", "-m", "heartbeat_core.testing", "--seeds", "1000", "--jobs", "2")

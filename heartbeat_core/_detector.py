@@ -490,10 +490,9 @@ class Detector:
             yield self._now
         look = self._wheel.next_look()
         if look is not None:
-            deadline = look + self._hearing.lag
-            while deadline - self._hearing.lag < look:
-                deadline = math.nextafter(deadline, _INF)
-            yield deadline
+            # With a lag one step later, so that no rounding puts it before the look.
+            lag = self._hearing.lag
+            yield math.nextafter(look + lag, _INF) if lag else look
         discard = self._gone.next_discard
         if discard is not None:
             yield discard

@@ -21,6 +21,7 @@ BEATS = st.builds(
     gap=st.floats(0.001, 86_400),
     namespace=st.text(max_size=30),
     kind=st.sampled_from(Kind),
+    stalled=st.booleans(),
     status=st.dictionaries(st.text(max_size=10), PLAIN, max_size=5),
 )
 ORDINARY = Beat(
@@ -143,3 +144,11 @@ def test_other_texts_name_no_incarnation(text: str) -> None:
     """A text that is not of the form node#number is refused."""
     with pytest.raises(BeatError):
         Incarnation.parse(text)
+
+
+@pytest.mark.parametrize("wrong", [None, 0, 1, "true", [], {}])
+def test_a_stall_is_true_or_false(wrong: object) -> None:
+    """Whether a node is stalled is nothing else than true or false."""
+    fields = {**json.loads(encode(ORDINARY)), "x": wrong}
+    with pytest.raises(BeatError, match="expected true or false"):
+        decode(json.dumps(fields).encode())

@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import random
 import sys
 
 import pytest
@@ -576,15 +577,90 @@ def test_what_a_late_beat_brings_is_told_as_of_now(world: World) -> None:
     assert world.detector._now == world.now
 
 
-def test_a_deadline_after_a_pause_has_come_when_it_is_there(world: World) -> None:
-    """However the clock of hearing lags, judging at the deadline judges."""
-    for lag in (0.1, 0.3, 0.7, 1.1):
-        world.beat("a")
-        world.now += lag + 0.1
-        world.detector.oversleep(world.now, lag)
+def test_a_deadline_after_a_pause_has_come_when_it_is_there() -> None:
+    """However the clock of hearing lags, and is rounded, judging at the deadline judges."""
+    chance = random.Random(3)
+    for _ in range(300):
+        world = World()
+        world.now += chance.uniform(0, 1e6)
         world.echo()
+        world.beat("a")
+        for _ in range(2):
+            lag = chance.uniform(0.3, 1.5)
+            world.now += lag + 0.1
+            world.detector.oversleep(world.now, lag)
+            world.echo()
         deadline = world.detector.next_deadline()
         assert deadline is not None
         world.now = deadline
         world.echo()
         assert [each.state for each in world.check()] == [SUSPECT]
+
+
+def test_what_is_overdue_needs_no_echo(world: World) -> None:
+    """Overdue is what a call of ``check`` would change at once; a past deadline alone is not."""
+    detector = world.detector
+    assert not detector.overdue
+    world.beat("a")
+    world.look(0.1, "a")
+    world.now += 1.5
+    world.echo()
+    world.now += 1.0
+    assert not detector.overdue  # It waits for an echo.
+    world.echo()
+    assert detector.overdue
+    world.check()
+    assert not detector.overdue
+    for _ in range(3):
+        world.now += 0.1
+        world.connections()
+    assert detector.overdue  # Condemned by looks.
+    world.check()
+    assert world.states() == {"a": DEAD}
+    world.now += 59.9
+    assert not detector.check(world.now)
+    assert not detector.overdue
+    world.now += 0.1
+    detector.observe(Beat(incarnation=Incarnation("b", 1), sequence=1, sent=0, gap=1), world.now)
+    assert detector.overdue  # A tombstone goes.
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_last_beat_counts_as_of_its_sending(world: World, known: bool) -> None:
+    """A beat that was read back is as old as it is; of a stranger nobody knows how old."""
+    if known:
+        world.beat("a")
+    world.pass_time(1.5)
+    kept = Beat(incarnation=Incarnation("a", 1), sequence=5, sent=world.now - 1.0, gap=1.0)
+    world.seen += world.detector.recall(kept, world.now)
+    (view,) = world.detector.nodes()
+    assert view.silence == (pytest.approx(1.0, abs=0.01) if known else 0.0)
+    assert not world.detector.recall(kept, world.now)
+    assert world.detector.dropped == {"repeated": 1}
+
+
+def test_a_last_beat_never_makes_a_node_more_silent(world: World) -> None:
+    """Of two beats the one that was heard later counts, in whatever order they come."""
+    world.beat("a")
+    world.pass_time(1.0)
+    world.beat("a", sequence=2)
+    kept = Beat(incarnation=Incarnation("a", 1), sequence=3, sent=world.now - 0.9, gap=1.0)
+    assert not world.detector.recall(kept, world.now)
+    assert world.detector.nodes()[0].silence == 0.0
+
+
+def test_a_last_beat_that_is_older_than_expire_is_none(world: World) -> None:
+    """What was kept for too long is dropped like any other."""
+    world.beat("a")
+    world.pass_time(1.0)
+    kept = Beat(incarnation=Incarnation("a", 1), sequence=3, sent=world.now - 31.0, gap=1.0)
+    assert not world.detector.recall(kept, world.now)
+    assert world.detector.dropped == {"stale": 1}
+
+
+def test_the_latest_life_can_be_asked_for(world: World) -> None:
+    """Of a node that is in the table the largest incarnation is known, of others none."""
+    world.beat("a", 3)
+    world.beat("a", 2)
+    assert world.detector.latest("a") == Incarnation("a", 3)
+    assert world.detector.latest("b") is None

@@ -216,3 +216,16 @@ def test_at_its_next_look_it_finds_something() -> None:
             assert again > look or wheel.due(look)
             while wheel.take(look) is not None:
                 pass
+
+
+def test_who_was_hurried_is_taken_once() -> None:
+    """A record that stands in the heap twice, since its deadline came nearer, is taken once."""
+    wheel = Wheel(0.25, deadline)
+    wheel.advance(10.0)
+    each = record(9.5)
+    wheel.arm(each)
+    each.heard = 9.4
+    wheel.arm(each)
+    assert wheel.take(10.0) is each
+    assert wheel.take(10.0) is None
+    assert wheel.next_look() is None

@@ -152,3 +152,11 @@ def test_a_stall_is_true_or_false(wrong: object) -> None:
     fields = {**json.loads(encode(ORDINARY)), "x": wrong}
     with pytest.raises(BeatError, match="expected true or false"):
         decode(json.dumps(fields).encode())
+
+
+@pytest.mark.parametrize("field", ["n", "ns"])
+def test_a_name_is_text(field: str) -> None:
+    """A node and a namespace are called by text."""
+    fields = {**json.loads(encode(ORDINARY)), field: 5}
+    with pytest.raises(BeatError, match="expected text"):
+        decode(json.dumps(fields).encode())

@@ -1,5 +1,6 @@
 """The timer against a naive one that looks at everybody."""
 
+import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -229,3 +230,20 @@ def test_who_was_hurried_is_taken_once() -> None:
     assert wheel.take(10.0) is each
     assert wheel.take(10.0) is None
     assert wheel.next_look() is None
+
+
+@pytest.mark.parametrize("looks_again", [True, False])
+def test_who_was_due_and_is_not_any_more(looks_again: bool) -> None:
+    """A record in the heap whose deadline has moved on is not taken, but later."""
+    wheel = Wheel(0.25, deadline)
+    wheel.advance(10.0)
+    each = record(9.5)
+    wheel.arm(each)
+    each.heard = 9.4
+    wheel.arm(each)
+    each.heard = 12.0
+    if looks_again:
+        wheel.advance(10.0)
+    assert wheel.take(10.0) is None
+    wheel.advance(12.0)
+    assert wheel.take(12.0) is each

@@ -68,6 +68,7 @@ class Detector:
     _gone: Gone = attrs.field(init=False)
     _wheel: Wheel = attrs.field(init=False)
     _punctual: float = attrs.field(init=False)
+    _jitter: float = attrs.field(init=False)
     _drift: float = attrs.field(init=False)
     _learns: bool = attrs.field(init=False)
 
@@ -82,6 +83,7 @@ class Detector:
         self._gone = Gone(self.settings.discard_delay)
         self._wheel = Wheel(frequency / 4, self._silence.deadline)
         self._punctual = frequency / 4
+        self._jitter = frequency / 8
         self._drift = CLOCK_DRIFT * frequency
 
     # -- what comes in -----------------------------------------------------------------------
@@ -99,17 +101,22 @@ class Detector:
             or beat.stalled
             or beat.gap != record.gap
             or record.connected is False
-            or not self._now <= now < _INF
+            or not self._now <= now
         ):
             return self._observe(beat, record, self._clean(now))
-        self._now = now
         age = now - beat.sent - record.offset
-        if not -_INF < age < self._punctual:
-            return self._observe(beat, record, now)
-        heard = now - self._hearing.lag
+        if not age < self._punctual:
+            return self._observe(beat, record, self._clean(now))
+        if not 0.0 <= age <= self._jitter:
+            if age == -_INF:
+                return self._observe(beat, record, self._clean(now))
+            # The smallest yet; or it may be that the clocks drift apart.
+            record.offset += age if age < 0.0 else self._drift
+        self._now = now
+        lag = self._hearing.lag
+        heard = now - lag if lag else now
         if self._learns:
             self._learn(record, beat, heard)
-        record.offset += age if age < self._drift else self._drift  # noqa: FURB136 - half the time
         record.age = 0.0
         record.heard = heard
         record.sequence = beat.sequence
@@ -136,7 +143,8 @@ class Detector:
         known = node == self.me.node or node in self._records
         if known or self._gone.has_left(incarnation):
             return NOTHING
-        record = Record(incarnation, incarnation.number, State.SUSPECT, now - self._hearing.lag)
+        heard = now - self._hearing.lag
+        record = Record(incarnation.number, State.SUSPECT, heard, incarnation)
         record.gap = self.settings.frequency
         record.checks_from = record.heard
         reason = f"{node} is on record, and was not heard yet"
@@ -452,7 +460,7 @@ class Detector:
         self, beat: Beat, now: float, previous: State | None, cause: Cause, reason: str
     ) -> list[Transition]:
         heard = now - self._hearing.lag
-        record = Record(beat.incarnation, beat.incarnation.number, State.ALIVE, heard)
+        record = Record(beat.incarnation.number, State.ALIVE, heard, beat.incarnation)
         record.sequence = beat.sequence
         record.offset = now - beat.sent
         record.status = beat.status

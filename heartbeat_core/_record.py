@@ -34,23 +34,38 @@ class NodeView:
 
 
 @attrs.define(eq=False, weakref_slot=False)
-class Record:
+class _Hot:
+    """What every beat reads or writes: a base class's slots lie side by side in memory."""
+
+    number: int
+    state: State
+    heard: float
+    sequence: int = attrs.field(default=0, kw_only=True)
+    gap: float = attrs.field(default=1.0, kw_only=True)
+    offset: float = attrs.field(default=math.inf, kw_only=True)
+    age: float = attrs.field(default=0.0, kw_only=True)
+    status: Status = attrs.field(default=NO_STATUS, kw_only=True)
+    connected: bool | None = attrs.field(default=None, kw_only=True)
+
+
+@attrs.define(eq=False, weakref_slot=False)
+class Record(_Hot):
     """What is kept of a node, one a node. Times are on the observer's clock of hearing.
 
     Attributes:
-        incarnation: Its latest life.
-        number: The number of that.
+        number: The number of its latest life.
         state: What the observer holds it for.
         heard: When it was last heard.
         sequence: The largest sequence number of that life.
         gap: The gap that it promises, in seconds.
-        slack: How much more time it needs than the settings give.
         offset: The smallest (arrival - sending) seen of that life, with some drift.
         age: How old its latest beat was on arrival, if that was late; else 0.
-        late_at: When its latest late beat arrived, on the clock that drives the detector.
         status: What it last said of itself.
-        stalled: Whether its work does not move.
         connected: What is known of its connections.
+        incarnation: Its latest life.
+        slack: How much more time it needs than the settings give.
+        late_at: When its latest late beat arrived, on the clock that drives the detector.
+        stalled: Whether its work does not move.
         disconnected_at: When its connection went, on the clock that drives the detector.
         next_look: When the next look without a connection counts, on that clock.
         checks_failed: How many looks have failed; of a dead one, how many checks.
@@ -61,18 +76,9 @@ class Record:
     """
 
     incarnation: Incarnation
-    number: int
-    state: State
-    heard: float
-    sequence: int = 0
-    gap: float = 1.0
     slack: float = 1.0
-    offset: float = math.inf
-    age: float = 0.0
     late_at: float = -math.inf
-    status: Status = NO_STATUS
     stalled: bool = False
-    connected: bool | None = None
     disconnected_at: float = -math.inf
     next_look: float = -math.inf
     checks_failed: int = 0

@@ -16,7 +16,7 @@ PHI = Settings(detector="phi")
 
 def record(judge: Checks | Phi, gap: float = 1.0, slack: float = 1.0) -> Record:
     """Give a node that was met."""
-    each = Record(Incarnation("n", 1), 1, State.ALIVE, 0.0, gap=gap, slack=slack)
+    each = Record(1, State.ALIVE, 0.0, Incarnation("n", 1), gap=gap, slack=slack)
     judge.meet(each)
     return each
 

@@ -14,7 +14,7 @@ TIMES = st.sampled_from([0.0, 0.01, 0.1, 0.25, 0.3, 1.0, 2.0, 7.5, 30.0, 200.0])
 
 def record(deadline: float) -> Record:
     """Give a record whose deadline is what it was heard."""
-    return Record(Incarnation("n", 1), 1, State.ALIVE, deadline)
+    return Record(1, State.ALIVE, deadline, Incarnation("n", 1))
 
 
 def deadline(each: Record) -> float:

@@ -94,13 +94,11 @@ class Detector:
         record = self._records.get(beat.incarnation.node)
         if (
             record is None
-            or record.state is not _ALIVE
+            or beat.gap != record.regular
             or beat.sequence <= record.sequence
             or beat.incarnation.number != record.number
             or beat.kind is not _BEAT
             or beat.stalled
-            or beat.gap != record.gap
-            or record.connected is False
             or not self._now <= now
         ):
             return self._observe(beat, record, self._clean(now))
@@ -117,7 +115,6 @@ class Detector:
         heard = now - lag if lag else now
         if self._learns:
             self._learn(record, beat, heard)
-        record.age = 0.0
         record.heard = heard
         record.sequence = beat.sequence
         record.status = beat.status
@@ -373,7 +370,7 @@ class Detector:
         age = max(0.0, now - beat.sent - record.offset)
         held_up = kept
         if not kept:
-            age, held_up = self._note_age(record, age, now)
+            age, held_up = self._note_age(record, beat.sequence, age, now)
         if age > self.settings.expire:
             return self._drop("stale")
         heard = self._hearing.when(now, age if held_up else 0.0)
@@ -395,11 +392,14 @@ class Detector:
             record.checks_from = -_INF
             transitions.append(self._change(record, Cause.BEAT, f"{node} beats again"))
         transitions += self._note_stall(record, beat)
+        record.settle()
         # Its deadline may have come nearer: it promises more, phi has learned, it was held up.
         self._wheel.arm(record)
         return transitions
 
-    def _note_age(self, record: Record, age: float, now: float) -> tuple[float, bool]:
+    def _note_age(
+        self, record: Record, sequence: int, age: float, now: float
+    ) -> tuple[float, bool]:
         """Give the age of a beat on arrival, and whether it was held up in a backlog.
 
         A beat counts from its arrival, but for one out of a backlog that is being flushed, which
@@ -407,14 +407,15 @@ class Detector:
         sending. Those that go on to come late in their own time are of a node whose clock stood
         still, its machine suspended say: what counts as late is shifted, by half the way each time.
         """
-        before, record.age = record.age, 0.0
         if age <= self._punctual:
             return age, False
+        # Of the beat before, if that was late.
+        before = record.age if record.late_sequence >= record.sequence else 0.0
         held_up = age < before - record.gap / 4
         if before and not held_up and now - record.late_at > record.gap / 2:
             age /= 2
             record.offset += age
-        record.age, record.late_at = age, now
+        record.age, record.late_at, record.late_sequence = age, now, sequence
         return age, held_up
 
     def _learn(self, record: Record, beat: Beat, heard: float) -> None:
@@ -471,6 +472,7 @@ class Detector:
     def _add(self, record: Record, previous: State | None, cause: Cause, reason: str) -> Transition:
         """Put a record into the table, and say so."""
         record.state = next_state(previous, cause) or record.state
+        record.settle()
         self._gone.come_back(record.incarnation.node)
         self._records[record.incarnation.node] = record
         self._living.add(record.incarnation)
@@ -528,6 +530,7 @@ class Detector:
     def _set_aside(self, record: Record) -> None:
         """Let silence decide of a node."""
         self._looks.set_aside(record, self._judged_as_of())
+        record.settle()
         self._wheel.arm(record)
 
     def _judged_as_of(self) -> float:
@@ -571,6 +574,7 @@ class Detector:
         else:
             record.state = state
             self._wheel.arm(record)
+        record.settle()
         return transition
 
     def _bury(self, record: Record, checks_failed: int) -> None:

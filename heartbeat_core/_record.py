@@ -41,11 +41,9 @@ class _Hot:
     state: State
     heard: float
     sequence: int = attrs.field(default=0, kw_only=True)
-    gap: float = attrs.field(default=1.0, kw_only=True)
+    regular: float = attrs.field(default=math.nan, kw_only=True)
     offset: float = attrs.field(default=math.inf, kw_only=True)
-    age: float = attrs.field(default=0.0, kw_only=True)
     status: Status = attrs.field(default=NO_STATUS, kw_only=True)
-    connected: bool | None = attrs.field(default=None, kw_only=True)
 
 
 @attrs.define(eq=False, weakref_slot=False)
@@ -57,15 +55,18 @@ class Record(_Hot):
         state: What the observer holds it for.
         heard: When it was last heard.
         sequence: The largest sequence number of that life.
-        gap: The gap that it promises, in seconds.
+        regular: The gap that it promises, as long as a beat of that gap changes nothing else: it
+            is alive, and not known to be without connection. Else not a number.
         offset: The smallest (arrival - sending) seen of that life, with some drift.
-        age: How old its latest beat was on arrival, if that was late; else 0.
         status: What it last said of itself.
-        connected: What is known of its connections.
         incarnation: Its latest life.
+        gap: The gap that it promises, in seconds.
         slack: How much more time it needs than the settings give.
-        late_at: When its latest late beat arrived, on the clock that drives the detector.
+        age: How old its latest late beat was on arrival.
+        late_at: When that arrived, on the clock that drives the detector.
+        late_sequence: The sequence number of that.
         stalled: Whether its work does not move.
+        connected: What is known of its connections.
         disconnected_at: When its connection went, on the clock that drives the detector.
         next_look: When the next look without a connection counts, on that clock.
         checks_failed: How many looks have failed; of a dead one, how many checks.
@@ -76,9 +77,13 @@ class Record(_Hot):
     """
 
     incarnation: Incarnation
+    gap: float = 1.0
     slack: float = 1.0
+    age: float = 0.0
     late_at: float = -math.inf
+    late_sequence: int = -1
     stalled: bool = False
+    connected: bool | None = None
     disconnected_at: float = -math.inf
     next_look: float = -math.inf
     checks_failed: int = 0
@@ -86,3 +91,8 @@ class Record(_Hot):
     mean: float = 0.0
     variance: float = 0.0
     due: float = math.inf
+
+    def settle(self) -> None:
+        """Say what a regular beat is, after anything else has changed."""
+        ordinary = self.state is State.ALIVE and self.connected is not False
+        self.regular = self.gap if ordinary else math.nan

@@ -325,11 +325,11 @@ class Detector:
         if beat.kind is Kind.OBITUARY:
             return self._read_obituary(record, incarnation)
         if record is None:
-            return self._meet(beat, now)
+            return self._meet(beat, now, kept=kept)
         if incarnation.number < record.number:
             return self._drop("outdated")
         if incarnation.number > record.number:
-            return self._supersede(record, beat, now)
+            return self._supersede(record, beat, now, kept=kept)
         if record.state is State.DEAD:
             return self._drop("late")
         if beat.kind is Kind.GOODBYE:
@@ -378,17 +378,20 @@ class Detector:
             heard = max(record.heard, heard)
         if self._learns:
             self._learn(record, beat, heard)
-        if record.connected is False and now - age > record.disconnected_at:
+        if record.connected is False and now - age >= record.disconnected_at:
             # It came over some other connection: not every one is gone.
             self._set_aside(record)
-        record.offset = min(record.offset, now - beat.sent) + min(age, self._drift)
+        # One that was sent before its connection went is heard, but proves nothing.
+        proof = record.connected is not False
+        if not kept:
+            record.offset = min(record.offset, now - beat.sent) + min(age, self._drift)
         record.heard = heard
         record.sequence = beat.sequence
         record.status = beat.status
         self._promise(record, beat.gap)
         transitions: list[Transition] = []
         node = record.incarnation.node
-        if record.state is State.SUSPECT and not (record.stalled and beat.stalled):
+        if proof and record.state is State.SUSPECT and not (record.stalled and beat.stalled):
             record.checks_from = -_INF
             transitions.append(self._change(record, Cause.BEAT, f"{node} beats again"))
         transitions += self._note_stall(record, beat)
@@ -438,14 +441,16 @@ class Detector:
         longest = self.settings.expire / self.settings.min_freq
         record.slack = max(1.0, min(gap / self.settings.frequency, longest))
 
-    def _meet(self, beat: Beat, now: float) -> Sequence[Transition]:
+    def _meet(self, beat: Beat, now: float, *, kept: bool) -> Sequence[Transition]:
         if beat.kind is Kind.GOODBYE:
             self._gone.leave(beat.incarnation, now)
             return NOTHING
         reason = f"{beat.incarnation.node} beats"
-        return self._add_alive(beat, now, None, Cause.FIRST_BEAT, reason)
+        return self._add_alive(beat, now, None, Cause.FIRST_BEAT, reason, kept=kept)
 
-    def _supersede(self, record: Record, beat: Beat, now: float) -> Sequence[Transition]:
+    def _supersede(
+        self, record: Record, beat: Beat, now: float, *, kept: bool
+    ) -> Sequence[Transition]:
         """Bury the old incarnation, if it still lives, and meet the new one."""
         transitions: list[Transition] = []
         if record.state is not State.DEAD:
@@ -454,16 +459,25 @@ class Detector:
             self._gone.leave(beat.incarnation, now)
             return transitions
         reason = f"{beat.incarnation.node} came back as a larger incarnation"
-        transitions += self._add_alive(beat, now, State.DEAD, Cause.LARGER_INCARNATION, reason)
+        dead, larger = State.DEAD, Cause.LARGER_INCARNATION
+        transitions += self._add_alive(beat, now, dead, larger, reason, kept=kept)
         return transitions
 
     def _add_alive(
-        self, beat: Beat, now: float, previous: State | None, cause: Cause, reason: str
+        self,
+        beat: Beat,
+        now: float,
+        previous: State | None,
+        cause: Cause,
+        reason: str,
+        *,
+        kept: bool,
     ) -> list[Transition]:
         heard = now - self._hearing.lag
         record = Record(beat.incarnation.number, State.ALIVE, heard, beat.incarnation)
         record.sequence = beat.sequence
-        record.offset = now - beat.sent
+        if not kept:
+            record.offset = now - beat.sent
         record.status = beat.status
         self._promise(record, beat.gap)
         added = self._add(record, previous, cause, reason)

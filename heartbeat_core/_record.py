@@ -57,7 +57,8 @@ class Record(_Hot):
         sequence: The largest sequence number of that life.
         regular: The gap that it promises, as long as a beat of that gap changes nothing else: it
             is alive, and not known to be without connection. Else not a number.
-        offset: The smallest (arrival - sending) seen of that life, with some drift.
+        offset: The smallest (arrival - sending) seen of that life, with some drift; infinite
+            while no beat of it came live, since one that was kept tells nothing of its age.
         status: What it last said of itself.
         incarnation: Its latest life.
         gap: The gap that it promises, in seconds.

@@ -73,7 +73,7 @@ class Observer:
         if is_own and beat.kind is Kind.BEAT:
             self.witness.hear_self(now)
         elif beat.kind is Kind.BEAT:
-            self.witness.hear(beat, message.sent, now)
+            self.witness.hear(beat, message.sent, now, kept=kept)
         observe = self.detector.recall if kept else self.detector.observe
         transitions = observe(beat, self._clock())
         if transitions:

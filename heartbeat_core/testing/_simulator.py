@@ -283,7 +283,7 @@ class Simulation(Timeline):
             if observer is not None:
                 if self.scenario.last_beats:
                     for message in self.broker.last_beats(list(self.processes)):
-                        observer.take(message)
+                        observer.take(message, kept=True)
                 self.beat_at_once(process)
         self.disturb(process)
 

@@ -26,6 +26,7 @@ class Heard:
         arrived: When its latest beat came.
         sent: When it was sent, if it was not too old on arrival to count.
         sequence: The largest sequence number that came.
+        live: Whether a beat came live, so that the age of others can be told.
         lost: So many beats in a row were lost or late between the broker and the observer.
         seen: What the last look said of its connection; ``None`` if that is no evidence.
         misses: So many looks in a row missed it.
@@ -37,6 +38,7 @@ class Heard:
     arrived: int = LONG_AGO
     sent: int = LONG_AGO
     sequence: int = 0
+    live: bool = False
     lost: int = 0
     seen: bool | None = None
     misses: int = 0
@@ -111,17 +113,18 @@ class Witness:
         """Note that the observer was stopped, cut off or reconnected until now."""
         self.disturbed_at = now
 
-    def hear(self, beat: Beat, sent: int, now: int) -> None:
-        """Note a beat of another node."""
+    def hear(self, beat: Beat, sent: int, now: int, *, kept: bool) -> None:
+        """Note a beat of another node, or one that was kept of it."""
         heard = self.of(beat.incarnation)
         if beat.sequence <= heard.sequence:
             return
+        heard.live = heard.live or not kept
         heard.arrived = now
         if now - sent <= self._expire:
             heard.sent = sent
         heard.sequence = beat.sequence
         heard.lost = 0
-        if heard.seen is False and sent > heard.missed_at:
+        if heard.seen is False and (sent > heard.missed_at or not heard.live):
             self._set_aside(beat.incarnation, now)
 
     def silence(self, heard: Heard) -> int:

@@ -126,10 +126,8 @@ def test_a_beat_from_before_is_no_proof(world: World) -> None:
     last = world.now - 0.05
     world.look(0.2)
     world.beat("a", sent=last)
-    assert world.states() == {"a": ALIVE}
-    world.look(0.1)
     assert world.states() == {"a": SUSPECT}
-    world.look(0.2)
+    world.look(0.1)
     assert world.states() == {"a": DEAD}
 
 
@@ -714,8 +712,8 @@ def test_a_beat_does_not_make_looks_hurry(world: World) -> None:
     world.beat("a")
     world.look(0.1, "a")
     world.look(0.1)
-    world.beat("a")
-    for state in (SUSPECT, SUSPECT, DEAD):
+    world.beat("a", sent=world.now - 0.05)
+    for state in (SUSPECT, DEAD):
         world.now += 0.1
         for _ in range(5):
             world.connections()

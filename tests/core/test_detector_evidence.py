@@ -664,3 +664,31 @@ def test_the_latest_life_can_be_asked_for(world: World) -> None:
     world.beat("a", 2)
     assert world.detector.latest("a") == Incarnation("a", 3)
     assert world.detector.latest("b") is None
+
+
+def test_a_kept_beat_of_unknown_age_sets_connections_aside(world: World) -> None:
+    """Where none came live, a kept beat may be from after the disconnect: silence decides."""
+    first, later = (
+        Beat(incarnation=Incarnation("a", 1), sequence=sequence, sent=5.0 + sequence, gap=1.0)
+        for sequence in (1, 2)
+    )
+    world.seen += world.detector.recall(first, world.now)
+    world.look(0.1, "a")
+    world.look(0.1)
+    assert world.states() == {"a": SUSPECT}
+    world.seen += world.detector.recall(later, world.now)
+    world.look(1.9)
+    assert world.states() == {"a": ALIVE}
+    world.look(0.2)
+    assert world.causes("a") == ["FIRST_BEAT", "DISCONNECTED", "BEAT", "SILENCE"]
+
+
+def test_a_kept_beat_from_before_is_no_proof(world: World) -> None:
+    """A last beat that was lost on its way and is read back is heard, and saves nobody."""
+    world.beat("a")
+    world.look(1.0, "a")
+    last = Beat(incarnation=Incarnation("a", 1), sequence=2, sent=world.now - 0.05, gap=1.0)
+    world.look(0.2)
+    assert not world.detector.recall(last, world.now)
+    world.look(0.1)
+    assert world.states() == {"a": DEAD}

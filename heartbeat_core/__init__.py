@@ -14,8 +14,9 @@ from heartbeat_core._memory import MemoryBroker, MemoryTransport
 from heartbeat_core._record import NodeView
 from heartbeat_core._runtime import Heartbeat
 from heartbeat_core._settings import Settings
+from heartbeat_core._shards import shard_of
 from heartbeat_core._states import TRANSITIONS, Cause, State, Transition, next_state
-from heartbeat_core._transport import LastBeats, Presence, Transport
+from heartbeat_core._transport import LastBeats, Presence, Seats, Transport
 
 __all__ = (
     "TRANSITIONS",
@@ -34,6 +35,7 @@ __all__ = (
     "MemoryTransport",
     "NodeView",
     "Presence",
+    "Seats",
     "Settings",
     "SettingsError",
     "State",
@@ -46,4 +48,5 @@ __all__ = (
     "next_state",
     "no_fork",
     "run_loop",
+    "shard_of",
 )

@@ -6,7 +6,7 @@ library in C. Version 1 has these keys; unknown ones are ignored:
 
 ======  =======================================================================
 ``v``   version, the number 1
-``k``   kind: ``b`` beat, ``g`` goodbye, ``o`` obituary
+``k``   kind: ``b`` beat, ``g`` goodbye, ``o`` obituary, ``e`` echo
 ``ns``  namespace
 ``n``   node
 ``i``   incarnation, a whole number that grows with every restart
@@ -52,6 +52,7 @@ class Kind(enum.Enum):
     BEAT = "b"
     GOODBYE = "g"
     OBITUARY = "o"
+    ECHO = "e"
 
 
 def _printable(_instance: object, _attribute: "attrs.Attribute[str]", value: str) -> None:
@@ -100,7 +101,8 @@ class Beat:
             compared only with other times of the same incarnation.
         gap: The promised gap to the next beat, in seconds.
         namespace: The fleet it belongs to.
-        kind: A beat, a goodbye or an obituary.
+        kind: A beat, a goodbye or an obituary; or an echo, by which somebody who only watches,
+            and is no node, hears itself. To all others an echo says nothing.
         stalled: Whether the node says that it lives, but its work does not move.
         status: What the node says of itself.
     """

@@ -89,7 +89,7 @@ class Detector:
     # -- what comes in -----------------------------------------------------------------------
 
     def observe(self, beat: Beat, now: float) -> Sequence[Transition]:
-        """Take in one beat, goodbye, echo or obituary. O(1)."""
+        """Take in one message, of whatever kind. O(1)."""
         # The way of nearly every beat comes first, and does as little as it can.
         record = self._records.get(beat.incarnation.node)
         if (
@@ -318,6 +318,8 @@ class Detector:
         incarnation = beat.incarnation
         if incarnation.node == self.me.node:
             return self._observe_self(beat, now)
+        if beat.kind is Kind.ECHO:
+            return NOTHING
         if not (math.isfinite(beat.sent) and 0 < beat.gap < _INF):
             return self._drop("malformed")
         if self._gone.has_left(incarnation):
@@ -341,7 +343,7 @@ class Detector:
     def _observe_self(self, beat: Beat, now: float) -> Sequence[Transition]:
         if beat.incarnation != self.me:
             return NOTHING
-        if beat.kind is Kind.BEAT:
+        if beat.kind is Kind.BEAT or beat.kind is Kind.ECHO:
             self._hearing.hear_self(now)
         if beat.kind is Kind.OBITUARY:
             return [

@@ -84,6 +84,8 @@ class Settings:
         phi_suspect: The phi at which a node is SUSPECT, if ``detector`` is ``"phi"``: 3 stands for
             a silence that one beat in a thousand leaves.
         phi_dead: The phi at which a node is DEAD, but not before ``min_freq``.
+        observers: How many nodes of a namespace judge the others, at most, where the transport
+            can tell whose turn it is; whoever they are. The same for all nodes.
 
     Raises:
         SettingsError: A value is of the wrong type or out of order.
@@ -100,6 +102,7 @@ class Settings:
     detector: str = attrs.field(default="checks", validator=_judge)
     phi_suspect: float = attrs.field(default=3.0, validator=_level)
     phi_dead: float = attrs.field(default=8.0, validator=_level)
+    observers: int = attrs.field(default=3, validator=_count)
 
     def __attrs_post_init__(self) -> None:
         """Hold the order of the four gaps."""

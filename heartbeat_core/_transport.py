@@ -1,4 +1,4 @@
-"""What a transport promises, and the two abilities that it may have besides.
+"""What a transport promises, and the three abilities that it may have besides.
 
 ``heartbeat_core.testing.TransportConformance`` holds a transport to each sentence of it.
 """
@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 from heartbeat_core._beat import Incarnation
 from heartbeat_core._looks import Connections
 
-__all__ = ("LastBeats", "Presence", "Transport")
+__all__ = ("LastBeats", "Presence", "Seats", "Transport")
 
 
 class Transport(Protocol):
@@ -134,5 +134,35 @@ class Presence(Protocol):
 
         Raises:
             TransportError: It was not handed to the broker.
+        """
+        ...
+
+
+@runtime_checkable
+class Seats(Protocol):
+    """The ability to let so many nodes of a namespace observe, and no more, whoever they are."""
+
+    def contend(
+        self, incarnation: Incarnation, seats: int
+    ) -> AbstractAsyncContextManager[AsyncIterator[bool]]:
+        """Contend for a seat: within the context, iterate whether one is held.
+
+        The first answer comes at once, and a further one whenever it changes. As long as there
+        are as many contenders as seats, or more, all seats are taken, each by another one. A seat
+        whose holder left the context is given to another contender within 3 seconds; one whose
+        holder's connection was lost, or whose process has ended or stands still, within 10
+        seconds. Until that holder notices, both may hold it.
+
+        What it costs the broker a second does not grow with the number of contenders. All of a
+        namespace name the same number of seats. A transport contends for one incarnation at a
+        time. The iteration belongs to one task; once it has raised or was cancelled it is over.
+
+        Args:
+            incarnation: Who contends.
+            seats: How many seats there are, 1 or more.
+
+        Raises:
+            TransportError: On entering or while iterating: the broker could not be asked, or the
+                connection is lost. No seat is held any more.
         """
         ...

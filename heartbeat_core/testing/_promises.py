@@ -144,6 +144,9 @@ class Promises:
             self._excuse("it had no connection")
             return
         least = self._least_silence(process, heard, transition)
+        if observer.process.clock.stood:
+            # What waited for it says nothing of its age, if the sender's clock stood as well.
+            least -= process.clock.stood
         silence = witness.silence(heard)
         if silence < least - TOLERANCE - least // 500:
             self._broken(

@@ -35,17 +35,17 @@ class BlockingHeartbeat:
     may fork meanwhile: the child is no node, and there every method raises.
 
     Args:
-        node: The node's name, the same after a restart.
+        node: As for :class:`Heartbeat`; ``None`` for who only watches.
         transport: What carries the beats. It is closed on leaving.
         settings: How to beat and judge.
-        observe: Whether to judge the others.
+        observe: As for :class:`Heartbeat`: whether to take turns in judging the others.
         status: As for :class:`Heartbeat`; called in the heartbeat's thread.
         stalled: As for :class:`Heartbeat`; called in the heartbeat's thread.
     """
 
     def __init__(
         self,
-        node: str,
+        node: str | None,
         transport: Transport,
         *,
         settings: Settings | None = None,
@@ -95,6 +95,11 @@ class BlockingHeartbeat:
     def incarnation(self) -> Incarnation:
         """Which life of the node this is; it changes when the node finds itself declared dead."""
         return self._heartbeat.incarnation
+
+    @property
+    def observing(self) -> bool:
+        """Whether this node judges the others now."""
+        return self._heartbeat.observing
 
     @property
     def dropped(self) -> dict[str, int]:

@@ -60,6 +60,7 @@ class Detector:
     dropped: dict[str, int] = attrs.field(factory=dict[str, int], init=False)
     _records: dict[str, Record] = attrs.field(factory=dict[str, Record], init=False)
     _living: set[Incarnation] = attrs.field(factory=set[Incarnation], init=False)
+    _living_view: frozenset[Incarnation] | None = attrs.field(default=None, init=False)
     _now: float = attrs.field(default=-_INF, init=False)
     _judge: Judge = attrs.field(init=False)
     _hearing: Hearing = attrs.field(init=False)
@@ -307,8 +308,10 @@ class Detector:
         return None if record is None else record.incarnation
 
     def living(self) -> frozenset[Incarnation]:
-        """Give the incarnations that are ALIVE or SUSPECT."""
-        return frozenset(self._living)
+        """Give the incarnations that are ALIVE or SUSPECT; the same object while they are."""
+        if self._living_view is None:
+            self._living_view = frozenset(self._living)
+        return self._living_view
 
     # -- beats, the long way -----------------------------------------------------------------
 
@@ -492,6 +495,7 @@ class Detector:
         self._gone.come_back(record.incarnation.node)
         self._records[record.incarnation.node] = record
         self._living.add(record.incarnation)
+        self._living_view = None
         self._judge.meet(record)
         self._wheel.arm(record)
         return Transition(
@@ -597,6 +601,7 @@ class Detector:
         record.state = State.DEAD
         record.checks_failed = checks_failed
         self._living.discard(record.incarnation)
+        self._living_view = None
         self._looks.forget(record)
         self._wheel.disarm(record)
         self._gone.bury(record, self._now)
@@ -604,5 +609,6 @@ class Detector:
     def _remove(self, record: Record) -> None:
         del self._records[record.incarnation.node]
         self._living.discard(record.incarnation)
+        self._living_view = None
         self._looks.forget(record)
         self._wheel.disarm(record)

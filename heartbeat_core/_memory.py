@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
+from typing import Self
 
 import anyio
 import anyio.lowlevel
@@ -27,6 +28,7 @@ class MemoryBroker:
         subscribers: Where beats go.
         inboxes: Who is present, and where what is posted to it goes.
         last: The last beat of each node, and until when it is kept.
+        contenders: Who contends for a seat, and where the answer goes, the longest first.
     """
 
     up: bool = True
@@ -39,11 +41,18 @@ class MemoryBroker:
         factory=dict[str, tuple[float, bytes]], init=False
     )
 
+    contenders: dict[Incarnation, "_Contender"] = attrs.field(
+        factory=dict[Incarnation, "_Contender"], init=False
+    )
+
     def stop(self) -> None:
         """Go away: connections break, and whoever calls gets an error."""
         self.up = False
         for mailbox in [*self.subscribers, *self.inboxes.values()]:
             self.drop(mailbox)
+        for contender in self.contenders.values():
+            contender.lose()
+        self.contenders.clear()
 
     def start(self) -> None:
         """Come back."""
@@ -70,6 +79,21 @@ class MemoryBroker:
         if mailbox is not None:
             mailbox.put(data)
 
+    def contend(self, contender: "_Contender") -> None:
+        """Let somebody contend for a seat; the first to come have them."""
+        self.contenders[contender.incarnation] = contender
+        self._seat()
+
+    def give_up(self, contender: "_Contender") -> None:
+        """Let somebody contend no more, and the next in line step in."""
+        if self.contenders.get(contender.incarnation) is contender:
+            del self.contenders[contender.incarnation]
+        self._seat()
+
+    def _seat(self) -> None:
+        for place, contender in enumerate(self.contenders.values()):
+            contender.tell(place < contender.seats)
+
     def drop(self, mailbox: Mailbox) -> None:
         """Let go of one reader's connection."""
         mailbox.close()
@@ -83,7 +107,7 @@ class MemoryBroker:
 class MemoryTransport:
     """Carries beats between the nodes of one process, through a ``MemoryBroker``.
 
-    It has both abilities, last beats and presence. Use it from one event loop.
+    It has all abilities: last beats, presence and seats. Use it from one event loop.
     """
 
     broker: MemoryBroker = attrs.field(factory=MemoryBroker)
@@ -91,6 +115,7 @@ class MemoryTransport:
     _attending: Incarnation | None = attrs.field(default=None, init=False)
     _session: int = attrs.field(default=0, init=False)
     _open: set[Mailbox] = attrs.field(factory=set[Mailbox], init=False)
+    _contending: "set[_Contender]" = attrs.field(factory=set["_Contender"], init=False)
 
     async def publish(self, data: bytes, *, sender: Incarnation, ttl: float) -> None:
         """Send to every subscriber; see ``Transport.publish``."""
@@ -147,10 +172,28 @@ class MemoryTransport:
         await self._call()
         self.broker.post(to, data)
 
+    @asynccontextmanager
+    async def contend(
+        self, incarnation: Incarnation, seats: int
+    ) -> AsyncGenerator[AsyncIterator[bool]]:
+        """Contend for a seat; see ``Seats.contend``."""
+        await self._call()
+        contender = _Contender(incarnation, seats)
+        self._contending.add(contender)
+        self.broker.contend(contender)
+        try:
+            yield contender
+        finally:
+            self._contending.discard(contender)
+            self.broker.give_up(contender)
+
     async def aclose(self) -> None:
         """Let go of what is open; see ``Transport.aclose``."""
         for mailbox in list(self._open):
             self._disconnect(mailbox)
+        for contender in list(self._contending):
+            self.broker.give_up(contender)
+            contender.lose()
 
     async def _call(self) -> None:
         """Reach the broker."""
@@ -169,3 +212,38 @@ class MemoryTransport:
     def _disconnect(self, mailbox: Mailbox) -> None:
         self._open.discard(mailbox)
         self.broker.drop(mailbox)
+
+
+class _Contender:
+    """Iterates whether somebody has a seat."""
+
+    def __init__(self, incarnation: Incarnation, seats: int) -> None:
+        self.incarnation = incarnation
+        self.seats = seats
+        self._seated = self._told = self._lost = False
+        self._first = True
+        self._changed = anyio.Event()
+
+    def tell(self, seated: bool) -> None:
+        """Say whether it has one."""
+        self._seated = seated
+        self._changed.set()
+
+    def lose(self) -> None:
+        """Break the connection."""
+        self._lost = True
+        self._changed.set()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bool:
+        await anyio.lowlevel.checkpoint()
+        while not self._lost and not self._first and self._seated == self._told:
+            self._changed = anyio.Event()
+            await self._changed.wait()
+        if self._lost:
+            raise TransportError("the connection to the broker is gone")
+        self._first = False
+        self._told = self._seated
+        return self._told

@@ -1,7 +1,7 @@
-"""The runtime around the detector: it beats, listens, asks and reports."""
+"""The runtime of a node: it beats, is present, takes its turn in observing, and reports."""
 
 import logging
-import math
+import secrets
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -15,19 +15,19 @@ import attrs
 from heartbeat_core._beat import NO_STATUS, Beat, Incarnation, Kind, Status, decode, encode
 from heartbeat_core._detector import Detector
 from heartbeat_core._errors import BeatError, TransportError
+from heartbeat_core._observer import Observe, Observer, Voice
 from heartbeat_core._outage import Outage, Retry
 from heartbeat_core._record import NodeView
 from heartbeat_core._reports import Subscriber, log
 from heartbeat_core._settings import Settings
 from heartbeat_core._states import Cause, State, Transition
-from heartbeat_core._transport import LastBeats, Presence, Transport
+from heartbeat_core._transport import LastBeats, Presence, Seats, Transport
 
 __all__ = ("Heartbeat",)
 
 logger = logging.getLogger("heartbeat_core")
 
 T = TypeVar("T")
-Observe = Callable[[Beat, float], Sequence[Transition]]
 
 LONGEST_STEM = 230
 """So much of a name that is taken goes into the new one, which must not be too long."""
@@ -44,10 +44,12 @@ class Heartbeat:
     belong to the event loop in which it was entered.
 
     Args:
-        node: The node's name, the same after a restart.
+        node: The node's name, the same after a restart. ``None`` for who only watches: it judges,
+            without being one of the observers, and is no node; nobody hears of it.
         transport: What carries the beats. It is closed on leaving.
         settings: How to beat and judge.
-        observe: Whether to judge the others.
+        observe: Whether to take turns in judging the others: of all that do, as many judge at a
+            time as ``settings.observers`` says, if the transport can tell whose turn it is.
         status: Asked before each beat for what the node says of itself. It must not block; if
             it raises, the beat goes out without a status.
         stalled: Asked before each beat whether this node's work does not move, though its process
@@ -60,7 +62,7 @@ class Heartbeat:
 
     def __init__(
         self,
-        node: str,
+        node: str | None,
         transport: Transport,
         *,
         settings: Settings | None = None,
@@ -68,26 +70,28 @@ class Heartbeat:
         status: Callable[[], Status] | None = None,
         stalled: Callable[[], bool] | None = None,
     ) -> None:
-        self.name = node
+        self.name = f"watcher-{secrets.token_hex(8)}" if node is None else node
         self.settings = settings or Settings()
-        self.observes = observe
         self.dropped: dict[str, int] = {}
+        self._watches = node is None
+        self._observe = observe or self._watches
         self._transport = transport
         self._status = status
         self._stalled = stalled
         self._sequence = 0
         self._echoed = 0
-        self._incarnation = Incarnation(node, _new_number(0))
+        self._incarnation = Incarnation(self.name, _new_number(0))
         self._detector = Detector(self.settings, self._incarnation)
-        self._joined = anyio.Event()
-        self._listening = anyio.Event()
+        self._observer: Observer | None = None
+        self._joined = False
+        self._seated: bool | None = None
         self._attendance: anyio.CancelScope | None = None
-        self._beat_at_once = anyio.Event()
-        self._wake = anyio.Event()
-        self._judging = anyio.Lock()
+        self._candidacy: anyio.CancelScope | None = None
+        self._news = _News()
+        self._next_beat = anyio.Event()
         self._publishing = anyio.Lock()
         self._leaving = False
-        self._outage = Outage(node)
+        self._outage = Outage(self.name)
         self._subscribers: weakref.WeakSet[Subscriber] = weakref.WeakSet()
         self._tasks: anyio.abc.TaskGroup | None = None
 
@@ -128,27 +132,33 @@ class Heartbeat:
         """Which life of the node this is; it changes when the node finds itself declared dead."""
         return self._incarnation
 
+    @property
+    def observing(self) -> bool:
+        """Whether this node judges the others now: it has a seat, or none is needed."""
+        return self._observer is not None and self._observer.listening
+
     async def wait_joined(self) -> Incarnation:
         """Wait until the node is known to the broker, and return its incarnation.
 
-        An observer then also hears the others, and knows those that have a last beat.
+        If it is its turn to observe, it then also hears the others, and knows those that have a
+        last beat.
         """
-        if self.observes:
-            await self._listening.wait()
-        while not self._joined.is_set():
-            await self._joined.wait()
+        await self._news.until(self._is_settled)
         return self._incarnation
 
     def nodes(self) -> list[NodeView]:
-        """Give the table of nodes by name, this one included; of the others only if it observes."""
-        me = NodeView(incarnation=self._incarnation, state=State.ALIVE, silence=0.0)
-        return sorted([*self._detector.nodes(), me], key=lambda view: view.incarnation)
+        """Give the table of nodes by name: this one, and while it is ``observing`` the others."""
+        nodes = self._detector.nodes()
+        if not self._watches:
+            nodes.append(NodeView(incarnation=self._incarnation, state=State.ALIVE, silence=0.0))
+        return sorted(nodes, key=lambda view: view.incarnation)
 
     def transitions(self) -> Subscriber:
         """Iterate what changes from now on, this node's own obituary included.
 
-        The iteration ends when the heartbeat does. Whoever falls behind by more than 16,384
-        loses the newest; they are counted in ``dropped`` as ``unread``.
+        Of the others it tells while the node is ``observing``; when its turn begins, it meets
+        them all anew. The iteration ends when the heartbeat does. Whoever falls behind by more
+        than 16,384 loses the newest; they are counted in ``dropped`` as ``unread``.
         """
         subscriber = Subscriber()
         self._subscribers.add(subscriber)
@@ -180,17 +190,19 @@ class Heartbeat:
         if isinstance(self._transport, Presence):
             loops.append(self._keep_attending)
         else:
-            self._joined.set()
-        if self.observes:
-            loops += [self._keep_listening, self._keep_time, self._keep_judging]
-            if isinstance(self._transport, Presence):
-                loops.append(self._keep_asking)
+            self._joined = True
+        if self._observe:
+            loops.append(self._keep_observing)
+            if isinstance(self._transport, Seats) and not self._watches:
+                loops.append(self._keep_contending)
+            else:
+                self._seated = True
         return loops
 
     async def _keep_beating(self) -> None:
         while True:
-            await self._joined.wait()
-            self._beat_at_once = anyio.Event()
+            await self._news.until(lambda: self._joined)
+            self._next_beat = anyio.Event()
             try:
                 await self._beat()
             except TransportError as exc:
@@ -198,7 +210,14 @@ class Heartbeat:
             else:
                 self._outage.end("publish")
             with anyio.move_on_after(self.settings.frequency):
-                await self._beat_at_once.wait()
+                await self._next_beat.wait()
+
+    def _beat_at_once(self) -> None:
+        self._next_beat.set()
+
+    def _ask_for_echo(self) -> None:
+        if self._echoed == self._sequence:
+            self._beat_at_once()
 
     async def _beat(self) -> None:
         async with self._publishing:
@@ -206,9 +225,11 @@ class Heartbeat:
                 return
             self._sequence += 1
             await self._transport.publish(
-                self._encode(Kind.BEAT, self._incarnation, self._sequence),
+                self._encode(
+                    Kind.ECHO if self._watches else Kind.BEAT, self._incarnation, self._sequence
+                ),
                 sender=self._incarnation,
-                ttl=self.settings.expire,
+                ttl=0 if self._watches else self.settings.expire,
             )
 
     def _beat_of(self, kind: Kind, incarnation: Incarnation, sequence: int) -> Beat:
@@ -245,7 +266,7 @@ class Heartbeat:
             return otherwise
 
     async def _say_goodbye(self) -> None:
-        if not self._joined.is_set():
+        if not self._joined or self._watches:
             return
         try:
             async with self._publishing:
@@ -268,7 +289,7 @@ class Heartbeat:
             incarnation = self._incarnation
             try:
                 async with presence.attend(incarnation) as inbox:
-                    if not self._joined.is_set() and await self._name_is_taken(presence):
+                    if not self._joined and await self._name_is_taken(presence):
                         self._incarnation = Incarnation(
                             f"{self.name[:LONGEST_STEM]}~{self._incarnation.number}",
                             self._incarnation.number,
@@ -276,21 +297,22 @@ class Heartbeat:
                         self._detector.me = self._incarnation
                     if incarnation != self._incarnation:
                         continue
-                    self._joined.set()
+                    self._joined = True
+                    self._news.tell()
                     self._outage.end("attend")
-                    self._beat_at_once.set()
+                    self._beat_at_once()
                     retry.reset()
                     with anyio.CancelScope() as self._attendance:
                         async for batch in inbox:
-                            self._take_all(batch)
+                            self._take_all(batch, self._detector.observe)
             except TransportError as exc:
                 self._outage.begin("attend", exc)
-                self._beat_at_once.set()
+                self._beat_at_once()
                 await retry.wait()
 
     async def _name_is_taken(self, presence: Presence) -> bool:
         """Make sure that this incarnation is the largest of its node, and the only one there."""
-        if not isinstance(self._transport, LastBeats):
+        if self._watches or not isinstance(self._transport, LastBeats):
             return False
         others: set[Incarnation] = set()
         for data in await self._transport.last_beats([self._incarnation.node]):
@@ -325,32 +347,70 @@ class Heartbeat:
         self._detector.me = self._incarnation
         self._sequence = self._echoed = 0
         if isinstance(self._transport, Presence):
-            if self._joined.is_set():
-                self._joined = anyio.Event()
+            self._joined = False
             if self._attendance is not None:
                 self._attendance.cancel()
+        if self._candidacy is not None:
+            self._candidacy.cancel()
 
     # -- observing ----------------------------------------------------------------------------
 
-    async def _keep_listening(self) -> None:
+    async def _keep_contending(self) -> None:
+        """Contend for one of the seats; while the broker is away everything stays as it is."""
+        seats = self._transport
+        assert isinstance(seats, Seats)
         retry = Retry()
         while True:
+            await self._news.until(lambda: self._joined)
+            incarnation = self._incarnation
             try:
-                async with self._transport.subscribe() as batches:
-                    if isinstance(self._transport, LastBeats):
-                        self._take_all(await self._transport.last_beats(), self._detector.recall)
-                    self._outage.end("listen")
-                    self._listening.set()
-                    self._beat_at_once.set()
-                    retry.reset()
-                    async for batch in batches:
-                        self._take_all(batch)
+                async with seats.contend(incarnation, self.settings.observers) as answers:
+                    self._outage.end("contend")
+                    with anyio.CancelScope() as self._candidacy:
+                        if incarnation != self._incarnation:
+                            continue
+                        async for self._seated in answers:
+                            self._news.tell()
+                            retry.reset()
             except TransportError as exc:
-                self._outage.begin("listen", exc)
+                self._outage.begin("contend", exc)
                 await retry.wait()
 
-    def _take_all(self, batch: Iterable[bytes], observe: Observe | None = None) -> None:
-        now, observe = anyio.current_time(), observe or self._detector.observe
+    async def _keep_observing(self) -> None:
+        """Observe whenever it is this node's turn."""
+        while True:
+            await self._news.until(lambda: bool(self._seated))
+            observer = self._new_observer()
+            async with anyio.create_task_group() as tasks:
+                self._observer = observer
+                for loop in observer.loops():
+                    tasks.start_soon(loop)
+                await self._news.until(lambda: not self._seated)
+                tasks.cancel_scope.cancel()
+            self._observer = None
+            observer.end()
+            # Who does not observe knows nobody.
+            self._detector = Detector(self.settings, self._incarnation)
+
+    def _new_observer(self) -> Observer:
+        voice = Voice(
+            joined=lambda: self._joined,
+            take=self._take_all,
+            emit=self._emit,
+            beat_at_once=self._beat_at_once,
+            ask_for_echo=self._ask_for_echo,
+            listens=self._news.tell,
+        )
+        return Observer(voice, self._transport, self._detector, self.settings, self._outage)
+
+    def _is_settled(self) -> bool:
+        """Tell whether the node is known, and observes if it is its turn to."""
+        if not self._joined:
+            return False
+        return not self._observe or self._seated is False or self.observing
+
+    def _take_all(self, batch: Iterable[bytes], observe: Observe) -> None:
+        now = anyio.current_time()
         for data in batch:
             try:
                 beat = decode(data)
@@ -373,68 +433,6 @@ class Heartbeat:
             self._poke()
         elif self._detector.is_dead(beat.incarnation):
             self._tell(beat.incarnation)
-
-    async def _keep_asking(self) -> None:
-        """Ask for the connections of the living, every ``disconnect_interval``."""
-        presence = self._transport
-        assert isinstance(presence, Presence)
-        while True:
-            await anyio.sleep(self.settings.disconnect_interval)
-            living = self._detector.living()
-            if not living or not self._joined.is_set():
-                self._outage.end("ask")
-                continue
-            try:
-                seen = await presence.connections(living)
-            except TransportError as exc:
-                self._outage.begin("ask", exc)
-                continue
-            self._outage.end("ask")
-            self._emit(self._detector.connections(seen, anyio.current_time()))
-            if seen.connected != seen.asked:
-                await self._judge()
-
-    async def _keep_judging(self) -> None:
-        """Judge whenever a deadline has passed, as of an echo that is younger than it."""
-        judged = False
-        while True:
-            self._wake = anyio.Event()
-            deadline = self._detector.next_deadline()
-            wait = math.inf if deadline is None else deadline - anyio.current_time()
-            if wait <= 0 and judged and self._detector.overdue:
-                wait = 0.0  # There is more to do than one call does.
-            elif wait <= 0:
-                wait = self.settings.frequency
-                if self._echoed == self._sequence:
-                    self._beat_at_once.set()
-            with anyio.move_on_after(wait):
-                await self._wake.wait()
-            judged = await self._judge()
-
-    async def _keep_time(self) -> None:
-        """Count no silence while this process was stopped, or its loop was blocked."""
-        while True:
-            planned = anyio.current_time() + self.settings.frequency
-            await anyio.sleep_until(planned)
-            now = anyio.current_time()
-            if now - planned > self.settings.frequency / 2:
-                self._detector.oversleep(now, now - planned)
-
-    async def _judge(self) -> bool:
-        """Read the last beats of those about to die, then judge; tell whether that was possible."""
-        async with self._judging:
-            dying = self._detector.dying()
-            if dying and isinstance(self._transport, LastBeats):
-                try:
-                    last = await self._transport.last_beats([each.node for each in dying])
-                except TransportError as exc:
-                    self._outage.begin("read", exc)
-                    return False
-                self._take_all(last, self._detector.recall)
-            self._outage.end("read")
-            # Who has fallen due meanwhile is asked for next time.
-            self._emit(self._detector.check(anyio.current_time(), may_die=frozenset(dying)))
-            return True
 
     # -- reporting ----------------------------------------------------------------------------
 
@@ -463,11 +461,29 @@ class Heartbeat:
             self._outage.begin("ask", exc)
 
     def _poke(self) -> None:
-        self._wake.set()
+        if self._observer is not None:
+            self._observer.poke()
 
     def _drop(self, reason: str) -> int:
         count = self.dropped[reason] = self.dropped.get(reason, 0) + 1
         return count
+
+
+class _News:
+    """Wakes who waits for something to become true."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    def tell(self) -> None:
+        """Let them look."""
+        self._event.set()
+        self._event = anyio.Event()
+
+    async def until(self, what: Callable[[], bool]) -> None:
+        """Wait until it is true."""
+        while not what():
+            await self._event.wait()
 
 
 def _new_number(above: int) -> int:

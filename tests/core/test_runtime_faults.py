@@ -314,9 +314,10 @@ async def test_who_falls_due_while_another_is_asked_for_is_asked_for_too() -> No
     assert detector.dying() == [a]
     kept = Beat(incarnation=b, sequence=4, sent=4.0, gap=1)
     await MemoryTransport(broker).publish(encode(kept), sender=b, ttl=30)
-    await heartbeat._judge()
+    observer = heartbeat._new_observer()
+    await observer._judge()
     assert (transport.asked, states(heartbeat)["a"]) == ([{"a"}], State.DEAD)
-    await heartbeat._judge()
+    await observer._judge()
     assert transport.asked == [{"a"}, {"b"}]
     assert states(heartbeat) == {"a": State.DEAD, "b": State.ALIVE, "me": State.ALIVE}
 

@@ -692,3 +692,92 @@ def test_a_kept_beat_from_before_is_no_proof(world: World) -> None:
     assert not world.detector.recall(last, world.now)
     world.look(0.1)
     assert world.states() == {"a": DEAD}
+
+
+# -- limits, from both sides --------------------------------------------------------------------
+
+
+def test_two_that_go_at_once_are_no_mass(world: World) -> None:
+    """Two of three without a connection are two deaths, not a broker's trouble."""
+    for node in "abc":
+        world.beat(node)
+    world.look(0.1, *"abc")
+    world.look(0.4, "c")
+    assert world.states() == {"a": DEAD, "b": DEAD, "c": ALIVE}
+
+
+def test_a_look_a_little_early_counts(world: World) -> None:
+    """Looks that come after six tenths of their time each fail a check."""
+    world.beat("a")
+    world.look(0.1, "a")
+    for _ in range(3):
+        world.now += 0.06
+        world.echo()
+        world.connections()
+        world.check()
+    assert world.states() == {"a": DEAD}
+
+
+@pytest.mark.parametrize(
+    ("late", "beats", "shift"),
+    [
+        (-0.5, 1, -0.5),  # The fastest yet: nothing is that fast again.
+        (0.12, 100, 0.0),  # Jitter.
+        (0.1305, 100, 0.006),  # It may be that the clocks drift apart.
+        (0.22, 1, 0.001),  # Punctual still.
+        (0.22, 2, 0.002),
+        (0.3, 1, 0.001),
+        (0.3, 2, 0.1515),  # Late in its own time, again: its clock stood still.
+    ],
+)
+def test_what_counts_as_late_follows_the_beats(
+    world: World, late: float, beats: int, shift: float
+) -> None:
+    """The smallest delay seen is what the age of a beat is measured by; it moves with reason."""
+    world.beat("a")
+    for _ in range(beats):
+        world.pass_time(1.0)
+        world.beat("a", sent=world.now - late)
+    world.pass_time(1.0)
+    kept = Beat(incarnation=Incarnation("a", 1), sequence=999, sent=world.now - 0.3, gap=1.0)
+    world.detector.recall(kept, world.now)
+    assert world.detector.nodes()[0].silence == pytest.approx(0.3 - shift, abs=0.0004)
+
+
+def test_who_never_heard_itself_knows_no_silence() -> None:
+    """Without an echo nobody has been silent yet."""
+    detector = Detector(Settings(), ME)
+    detector.observe(Beat(incarnation=Incarnation("a", 1), sequence=1, sent=0, gap=1), 5.0)
+    detector.check(50.0)
+    assert [view.silence for view in detector.nodes()] == [0.0]
+
+
+def test_without_a_good_time_it_is_the_start() -> None:
+    """If not even the first time is a number, time begins at zero."""
+    detector = Detector(Settings(), ME)
+    beat = Beat(incarnation=Incarnation("a", 1), sequence=1, sent=0, gap=1)
+    assert [each.at for each in detector.observe(beat, math.nan)] == [0.0]
+
+
+def test_a_short_silence_has_its_level_too() -> None:
+    """Phi of a silence under a second is small, but not nothing."""
+    world = World(Settings(detector="phi"))
+    world.beat("a")
+    world.pass_time(0.9)
+    assert 0.0 < world.detector.suspicion("a", world.now) < 0.01
+
+
+def test_tombstones_go_one_by_one(world: World) -> None:
+    """What was buried first is forgotten first, whatever was buried after it."""
+    for node in "abc":
+        world.beat(node)
+        world.pass_time(0.5)
+    world.pass_time(0.6)
+    for node in "abc":
+        world.beat(node, kind=Kind.OBITUARY, sequence=1)
+        assert world.states()[node] is DEAD
+        world.pass_time(0.5)
+    world.pass_time(58.6)
+    assert set(world.states()) == {"b", "c"}
+    world.pass_time(0.5)
+    assert set(world.states()) == {"c"}

@@ -3,9 +3,9 @@
 from typing import Protocol, cast
 from unittest import SkipTest
 
-from heartbeat_core._transport import LastBeats, Presence, Transport
+from heartbeat_core._transport import LastBeats, Presence, Seats, Transport
 
-__all__ = ("Attends", "Remembers", "attends", "remembers")
+__all__ = ("Attends", "Contends", "Remembers", "attends", "contends", "remembers")
 
 
 class Remembers(Transport, LastBeats, Protocol):
@@ -14,6 +14,10 @@ class Remembers(Transport, LastBeats, Protocol):
 
 class Attends(Transport, Presence, Protocol):
     """A transport that knows who is connected."""
+
+
+class Contends(Transport, Seats, Protocol):
+    """A transport that gives out seats."""
 
 
 def remembers(transport: Transport) -> Remembers:
@@ -28,3 +32,10 @@ def attends(transport: Transport) -> Attends:
     if not isinstance(transport, Presence):
         raise SkipTest("the transport does not know who is connected")
     return cast("Attends", transport)
+
+
+def contends(transport: Transport) -> Contends:
+    """Skip the test unless the transport gives out seats."""
+    if not isinstance(transport, Seats):
+        raise SkipTest("the transport gives out no seats")
+    return cast("Contends", transport)

@@ -2,13 +2,14 @@
 
 from heartbeat_core.testing._attending import Attending
 from heartbeat_core.testing._carrying import Carrying
+from heartbeat_core.testing._contending import Contending
 from heartbeat_core.testing._outages import Outages
 from heartbeat_core.testing._remembering import Remembering
 
 __all__ = ("TransportConformance",)
 
 
-class TransportConformance(Carrying, Remembering, Attending, Outages):
+class TransportConformance(Carrying, Remembering, Attending, Contending, Outages):
     """Tests each promise of :class:`~heartbeat_core.Transport` on a transport of yours.
 
     Derive a class from it whose name your test runner looks for, and say how transports are made::
@@ -21,7 +22,7 @@ class TransportConformance(Carrying, Remembering, Attending, Outages):
 
     pytest runs it with anyio's plugin, on asyncio and on trio where both are installed. The
     tests are plain coroutine methods, which any other runner may call, one instance a test. What
-    your transport cannot do (last beats, presence), and what you do not say how to do
+    your transport cannot do (last beats, presence, seats), and what you do not say how to do
     (:meth:`cut`, :meth:`stop`), is skipped: it raises ``unittest.SkipTest``.
 
     It wants a broker close by, that loses nothing and is as fast as a healthy one, but need not

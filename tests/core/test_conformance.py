@@ -16,6 +16,7 @@ from heartbeat_core import (
     MemoryTransport,
     TransportError,
 )
+from heartbeat_core._memory import _Contender
 from heartbeat_core.testing import TransportConformance
 
 pytestmark = pytest.mark.anyio
@@ -311,6 +312,36 @@ class Lingering(Attending):
         return Connections(session=seen.session, asked=seen.asked, connected=connected)
 
 
+class Contending(Proxy):
+    """Gives out seats."""
+
+    def contend(
+        self, incarnation: Incarnation, seats: int
+    ) -> AbstractAsyncContextManager[AsyncIterator[bool]]:
+        return self.memory.contend(incarnation, seats)
+
+
+class Generous(Contending):
+    """Has a seat for everybody."""
+
+    def contend(
+        self, incarnation: Incarnation, seats: int
+    ) -> AbstractAsyncContextManager[AsyncIterator[bool]]:
+        return super().contend(incarnation, 1000 * seats)
+
+
+class Clinging(Contending):
+    """Keeps the seats of those that have left."""
+
+    @asynccontextmanager
+    async def contend(  # type: ignore[override]
+        self, incarnation: Incarnation, seats: int
+    ) -> AsyncIterator[AsyncIterator[bool]]:
+        contender = _Contender(incarnation, seats)
+        self.memory.broker.contend(contender)
+        yield contender
+
+
 def suite(kind: Callable[[MemoryBroker, str], Proxy]) -> TransportConformance:
     """Make a suite for a kind of transport."""
 
@@ -378,6 +409,8 @@ def suite(kind: Callable[[MemoryBroker, str], Proxy]) -> TransportConformance:
         (OneSession, "an_outage_ends_presence", "sessions before and after"),
         (EverybodyPresent, "who_attends_is_present", "before"),
         (Broadcasting, "what_is_posted_reaches_one_inbox", "subscribers|nobody should get"),
+        (Generous, "as_many_hold_a_seat_as_there_are", "three seats are held"),
+        (Clinging, "who_leaves_gives_its_seat_to_another", "of two seats"),
         (Lingering, "attending_can_be_cancelled_at_any_time", "who is present"),
     ],
 )
@@ -393,6 +426,7 @@ async def test_a_broken_promise_is_found(kind: Any, test: str, complaint: str) -
     [
         (Proxy, "the_last_beat_of_each_node_can_be_read", "keeps no last beats"),
         (Remembering, "who_attends_is_present", "does not know who is connected"),
+        (Remembering, "the_only_contender_has_a_seat", "gives out no seats"),
     ],
 )
 async def test_what_a_transport_cannot_do_is_skipped(kind: Any, test: str, reason: str) -> None:

@@ -1,5 +1,6 @@
 """Observing: what a node does besides beating, as long as it is one of those who judge."""
 
+import logging
 import math
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 
@@ -15,6 +16,11 @@ from heartbeat_core._states import Transition
 from heartbeat_core._transport import LastBeats, Presence, Transport
 
 __all__ = ("Observe", "Observer", "Voice")
+
+logger = logging.getLogger("heartbeat_core")
+
+MANY = 3000
+"""So many nodes are more than one observer should judge."""
 
 Observe = Callable[[Beat, float], Sequence[Transition]]
 
@@ -71,6 +77,7 @@ class Observer:
         self._outage = outage
         self._wake = anyio.Event()
         self._judging = anyio.Lock()
+        self._warned = False
 
     def loops(self) -> list[Callable[[], Coroutine[None, None, None]]]:
         """Give what has to run; cancelled, it leaves nothing behind."""
@@ -152,6 +159,19 @@ class Observer:
             now = anyio.current_time()
             if now - planned > self._settings.frequency / 2:
                 self.detector.oversleep(now, now - planned)
+            self._count()
+
+    def _count(self) -> None:
+        """Say once that there are too many."""
+        count = len(self.detector.living())
+        if count > MANY and not self._warned:
+            self._warned = True
+            logger.warning(
+                "heartbeat: an observer of %r judges %d nodes: that costs it much. Split the "
+                "fleet into shards of some thousand",
+                self._transport.namespace,
+                count,
+            )
 
     async def _judge(self) -> bool:
         """Read the last beats of those about to die, then judge; tell whether that was possible."""

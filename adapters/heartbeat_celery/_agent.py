@@ -23,7 +23,17 @@ from celery import Celery
 
 from heartbeat_celery._claims import SCRIPTS, Claims, Keys
 from heartbeat_celery._recovery import Recovery
-from heartbeat_core import Cause, Heartbeat, Incarnation, Settings, State, no_fork, run_loop
+from heartbeat_core import (
+    Cause,
+    Heartbeat,
+    Incarnation,
+    Settings,
+    State,
+    TransportError,
+    no_fork,
+    run_loop,
+    shard_of,
+)
 from heartbeat_redis import RedisTransport
 
 __all__ = ("Agent",)
@@ -48,12 +58,14 @@ class Agent:
         node: The worker's name.
         namespace: The fleet.
         settings: How to beat and judge.
+        shards: Into how many the fleet is split.
     """
 
     app: Celery
     node: str
     namespace: str
     settings: Settings
+    shards: int = 1
     claims: Claims | None = attrs.field(default=None, init=False)
     _thread: threading.Thread | None = attrs.field(default=None, init=False)
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
@@ -129,7 +141,10 @@ class Agent:
         pool, keys = found
         with self._lock:
             claims = self.claims = self.claims or Claims(keys, self._fenced)
-        transport = RedisTransport(pool=pool, namespace=self.namespace, key_prefix=keys.prefix)
+
+        def transport_for(node: str) -> RedisTransport:
+            return RedisTransport(pool=pool, namespace=self._shard(node), key_prefix=keys.prefix)
+
         recovery = Recovery(redis.Redis(connection_pool=pool), keys)
         stop = self._stop = anyio.Event()
         if self._stopping.is_set():
@@ -137,17 +152,20 @@ class Agent:
         async with anyio.from_thread.BlockingPortal() as portal:
             self._portal = portal
             async with (
-                Heartbeat(self.node, transport, settings=self.settings) as heartbeat,
+                Heartbeat(self.node, transport_for(self.node), settings=self.settings) as heartbeat,
                 anyio.create_task_group() as tasks,
             ):
                 self._heartbeat = heartbeat
-                work = _Work(heartbeat, claims, recovery, self._joined)
+                work = _Work(heartbeat, claims, recovery, self._shard, transport_for, self._joined)
                 for loop in (work.follow, work.look_up, work.renew):
                     tasks.start_soon(loop)
                 await stop.wait()
                 tasks.cancel_scope.cancel()
                 await work.leave()
             self._portal = None
+
+    def _shard(self, node: str) -> str:
+        return shard_of(self.namespace, node, self.shards)
 
     def _fenced(self, incarnation: Incarnation) -> None:
         """Take note, in the consumer's thread, that the broker calls an incarnation dead."""
@@ -181,6 +199,8 @@ class _Work:
     heartbeat: Heartbeat
     claims: Claims
     recovery: Recovery
+    shard: Callable[[str], str]
+    transport_for: Callable[[str], RedisTransport]
     joined: threading.Event
 
     async def follow(self) -> None:
@@ -202,22 +222,55 @@ class _Work:
 
         So nothing is forgotten that was left half done, by whomever and however long ago.
         """
-        heartbeat = self.heartbeat
+        missed: set[Incarnation] = set()
         while True:
-            await heartbeat.wait_joined()
-            holders = await _until_done(self.recovery.holders)
-            me = heartbeat.incarnation
-            unknown = []
-            for holder, fenced in holders.items():
-                if holder == me or holder in list(self.claims.held.values()):
-                    continue
-                earlier_life = holder.node == me.node and holder.number < me.number
-                if fenced or earlier_life or heartbeat.is_dead(holder):
-                    await self._recover(holder)
-                else:
-                    unknown.append(holder)
-            heartbeat.expect(unknown)
-            await anyio.sleep(heartbeat.settings.expire)
+            me = await self.heartbeat.wait_joined()
+            if self.heartbeat.observing:
+                unknown = await self._recover_the_known(me)
+                ours = {each for each in unknown if self.shard(each.node) == self.shard(me.node)}
+                self.heartbeat.expect(ours)
+                missed = await self._recover_the_missed(unknown - ours, missed)
+            await anyio.sleep(self.heartbeat.settings.expire)
+
+    async def _recover_the_known(self, me: Incarnation) -> set[Incarnation]:
+        """Recover what the dead hold; give the holders of whom nothing is known."""
+        unknown: set[Incarnation] = set()
+        for holder, fenced in (await _until_done(self.recovery.holders)).items():
+            if holder == me or holder in list(self.claims.held.values()):
+                continue
+            earlier_life = holder.node == me.node and holder.number < me.number
+            if fenced or earlier_life or self.heartbeat.is_dead(holder):
+                await self._recover(holder)
+            else:
+                unknown.add(holder)
+        return unknown
+
+    async def _recover_the_missed(
+        self, strangers: set[Incarnation], missed: set[Incarnation]
+    ) -> set[Incarnation]:
+        """Recover the holders of other shards that have not beaten at two looks.
+
+        Their own observers are faster; this is for a shard in which nobody is left. A look
+        counts while the broker keeps our own last beat.
+        """
+        absent: set[Incarnation] = set()
+        for stranger in strangers:
+            if not await self._beats(stranger.node):
+                absent.add(stranger)
+        if not absent or not await self._beats(self.heartbeat.incarnation.node):
+            return set()
+        for stranger in absent & missed:
+            await self._recover(stranger)
+        return absent - missed
+
+    async def _beats(self, node: str) -> bool:
+        """Tell whether the broker keeps a last beat of a node."""
+        while True:
+            try:
+                return bool(await self.transport_for(node).last_beats([node]))
+            except TransportError as exc:
+                logger.debug("heartbeat: the broker did not answer: %s", exc)
+            await anyio.sleep(RETRY)
 
     async def renew(self) -> None:
         """Keep the visibility timeout from taking what this worker holds."""

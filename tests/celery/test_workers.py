@@ -15,6 +15,8 @@ sys.path[:0] = [str(pathlib.Path(__file__).parent)]
 import chaos
 from fleet import Fleet, wait_for
 
+from heartbeat_core import shard_of
+
 POOLS = ["prefork", "solo", "threads"]
 ALARMS = ("suspect", "dead", "back in their queues", "Traceback")
 
@@ -147,6 +149,32 @@ def test_a_worker_that_starts_again_recovers_its_earlier_life(fleet: Fleet) -> N
     fleet.wait_ended(2)
 
 
+def test_a_fleet_in_shards_recovers_its_own_and_the_deserted(fleet: Fleet) -> None:
+    """A worker is recovered by its shard at once, and by another where nobody is left in it."""
+    fleet.environ.update(CELERY_HEARTBEAT_SHARDS="2", CELERY_HEARTBEAT_EXPIRE="4")
+    fleet.conf["worker_prefetch_multiplier"] = 1
+    by_shard: dict[str, list[str]] = {"x/0": [], "x/1": []}
+    for number in range(100):
+        by_shard[shard_of("x", f"w{number}@here", 2)].append(f"w{number}")
+    one, other = by_shard["x/0"][:2], by_shard["x/1"][:1]
+    workers = [fleet.start(name) for name in [*one, *other]]
+    fleet.wait_ready(*workers)
+    fleet.send("sleep", 6, 3.0)
+    wait_for(lambda: len(fleet.running()) == 6, "all run tasks")
+    for victim in (workers[0], workers[2]):
+        victim.kill_group()
+        victim.process.wait()
+    fleet.wait_ended(6)
+    first, last = sorted(
+        min(record["at"] for record in records if record["recoveries"])
+        for records in fleet.by_number("start").values()
+        if len(records) > 1
+    )[::3]
+    assert [len(each) for each in fleet.by_number("start").values()].count(2) == 4
+    assert last > first
+    wait_for(lambda: "unacked" not in fleet.left_over(), "all is acknowledged")
+
+
 @pytest.mark.parametrize(
     ("environ", "said"),
     [
@@ -154,6 +182,7 @@ def test_a_worker_that_starts_again_recovers_its_earlier_life(fleet: Fleet) -> N
         ({"CELERY_HEARTBEAT_CHECKS": "many"}, "CELERY_HEARTBEAT_CHECKS ('many') must be a whole"),
         ({"CELERY_HEARTBEAT_FREQUNCY": "1"}, "did you mean 'frequency'?"),
         ({"CELERY_HEARTBEAT_NAMESPACE": "a b"}, "heartbeat_namespace ('a b') must be"),
+        ({"CELERY_HEARTBEAT_SHARDS": "0"}, "heartbeat_shards (0) must be a whole number"),
     ],
 )
 def test_a_wrong_setting_costs_no_work(fleet: Fleet, environ: dict[str, str], said: str) -> None:

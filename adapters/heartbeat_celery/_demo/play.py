@@ -160,7 +160,7 @@ class _Play:
             self._broker.url, namespace="demo", key_prefix=self._broker.prefix
         )
         async with (
-            Heartbeat("demo", transport, settings=self._settings) as heartbeat,
+            Heartbeat(None, transport, settings=self._settings) as heartbeat,
             anyio.create_task_group() as tasks,
         ):
             tasks.start_soon(self._watch, heartbeat)

@@ -14,7 +14,7 @@ from heartbeat_core._memory import MemoryBroker, MemoryTransport
 from heartbeat_core._record import NodeView
 from heartbeat_core._runtime import Heartbeat
 from heartbeat_core._settings import Settings
-from heartbeat_core._shards import shard_of
+from heartbeat_core._shards import all_shards, shard_of
 from heartbeat_core._states import TRANSITIONS, Cause, State, Transition, next_state
 from heartbeat_core._transport import LastBeats, Presence, Seats, Transport
 
@@ -43,6 +43,7 @@ __all__ = (
     "Transition",
     "Transport",
     "TransportError",
+    "all_shards",
     "decode",
     "encode",
     "next_state",

@@ -7,7 +7,7 @@ that do not agree on the number of shards, while it is being changed, do each ot
 
 import zlib
 
-__all__ = ("shard_of",)
+__all__ = ("all_shards", "shard_of")
 
 
 def shard_of(namespace: str, node: str, shards: int) -> str:
@@ -18,6 +18,14 @@ def shard_of(namespace: str, node: str, shards: int) -> str:
         node: The node's name.
         shards: Into how many the fleet is split. With 1 its shard is the fleet itself.
     """
-    if shards == 1:
-        return namespace
-    return f"{namespace}/{zlib.crc32(node.encode()) % shards}"
+    return all_shards(namespace, shards)[zlib.crc32(node.encode()) % shards]
+
+
+def all_shards(namespace: str, shards: int) -> list[str]:
+    """Give the namespaces of all shards of a fleet.
+
+    Args:
+        namespace: The fleet.
+        shards: Into how many it is split.
+    """
+    return [namespace] if shards == 1 else [f"{namespace}/{number}" for number in range(shards)]

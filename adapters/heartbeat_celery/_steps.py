@@ -3,7 +3,6 @@
 import atexit
 import logging
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import redis
@@ -12,16 +11,12 @@ from kombu.transport import redis as stock
 
 from heartbeat_celery._agent import Agent
 from heartbeat_celery._kombu import ALIASES, SentinelTransport, Transport
+from heartbeat_celery._settings import ADAPTER_SETTINGS, namespace_of, shards_of
 from heartbeat_core import Settings, SettingsError
 
-__all__ = ("ADAPTER_SETTINGS", "ConsumerStep", "WorkerStep", "namespace_of", "shards_of")
+__all__ = ("ConsumerStep", "WorkerStep")
 
 logger = logging.getLogger("heartbeat_celery")
-
-ADAPTER_SETTINGS = ("namespace", "shards")
-"""What stands beside the seven settings under the prefix ``heartbeat_``."""
-
-MOST_SHARDS = 1024
 
 _OURS = {stock.Transport: Transport, stock.SentinelTransport: SentinelTransport}
 
@@ -99,51 +94,6 @@ def _agent_for(worker: Any) -> Agent | None:
     agent = Agent(app, worker.hostname, namespace, settings, shards)
     app.conf.broker_transport = ALIASES[ours]
     return agent
-
-
-def namespace_of(conf: Mapping[str, Any], environ: Mapping[str, str], main: str | None) -> str:
-    """Give the namespace of an app: as it is set, else the app's name, else ``celery``.
-
-    Raises:
-        SettingsError: It is not 1 to 64 printable characters without spaces and braces.
-    """
-    namespace = _setting("namespace", conf, environ)
-    if namespace is None:
-        namespace = main or "celery"
-    good = isinstance(namespace, str) and namespace.isprintable() and 0 < len(namespace) <= 64
-    if not good or set(namespace) & set(" {}"):
-        raise SettingsError(
-            f"heartbeat_namespace ({namespace!r}) must be 1 to 64 printable characters without "
-            "spaces and braces"
-        )
-    return str(namespace)
-
-
-def shards_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> int:
-    """Tell into how many shards the fleet of an app is split: one, if nothing is set.
-
-    Raises:
-        SettingsError: It is not a whole number from 1 to 1024.
-    """
-    shards = _setting("shards", conf, environ)
-    if isinstance(shards, str) and shards.isdecimal():
-        shards = int(shards)
-    if shards is None:
-        return 1
-    if isinstance(shards, bool) or not isinstance(shards, int) or not 1 <= shards <= MOST_SHARDS:
-        raise SettingsError(
-            f"heartbeat_shards ({shards!r}) must be a whole number from 1 to {MOST_SHARDS}"
-        )
-    return shards
-
-
-def _setting(name: str, conf: Mapping[str, Any], environ: Mapping[str, str]) -> Any:
-    """Give a setting that is none of the core's; ``None`` if it is not set anywhere."""
-    upper = f"CELERY_HEARTBEAT_{name.upper()}"
-    if environ.get(upper):
-        return environ[upper]
-    value = conf.get(f"heartbeat_{name}")
-    return conf.get(upper) if value is None else value
 
 
 def _stop_last(worker: Any, agent: Agent) -> None:

@@ -23,6 +23,7 @@ sys.path[:0] = [str(pathlib.Path(__file__).parent.parent)]
 from proxy import Proxy
 
 from heartbeat_core import Heartbeat, Settings, State, Transport
+from heartbeat_kombu import AmqpTransport, KombuTransport
 from heartbeat_redis import RedisTransport
 
 pytestmark = pytest.mark.anyio
@@ -53,17 +54,24 @@ class Broker:
     transport: Callable[[], Transport]
 
 
-@pytest.fixture(params=["redis"])
+@pytest.fixture(params=["redis", "amqp", "kombu on amqp", "kombu on redis"])
 def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     """Each kind of broker."""
-    yield from globals()[f"_{request.param}"](request)
-
-
-def _redis(request: pytest.FixtureRequest) -> Iterator[Broker]:
-    server = request.getfixturevalue("valkey_private")
+    fixture, url, make = KINDS[request.param]
+    server = request.getfixturevalue(fixture)
     with Proxy(server.port) as proxy:
-        url = f"redis://127.0.0.1:{proxy.port}/0"
-        yield Broker(server, proxy, lambda: RedisTransport(url, timeout=0.5))
+        yield Broker(server, proxy, lambda: make(url.format(proxy.port)))
+
+
+REDIS, AMQP = "redis://127.0.0.1:{}/0", "amqp://guest:guest@127.0.0.1:{}//"
+
+KINDS: dict[str, tuple[str, str, Callable[[str], Transport]]] = {
+    "redis": ("valkey_private", REDIS, lambda url: RedisTransport(url, timeout=0.5)),
+    # It takes seconds to start, so all tests share it.
+    "amqp": ("rabbitmq", AMQP, lambda url: AmqpTransport(url, timeout=0.5)),
+    "kombu on amqp": ("rabbitmq", AMQP, lambda url: KombuTransport(url, timeout=0.5)),
+    "kombu on redis": ("valkey_private", REDIS, lambda url: KombuTransport(url, timeout=0.5)),
+}
 
 
 def _names(heartbeat: Heartbeat) -> dict[str, State]:

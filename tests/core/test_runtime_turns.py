@@ -18,6 +18,7 @@ from heartbeat_core import (
     MemoryBroker,
     MemoryTransport,
     State,
+    all_shards,
     shard_of,
 )
 
@@ -151,5 +152,6 @@ def test_a_shard_follows_from_the_name() -> None:
     assert shard_of("fleet", "a", 1) == "fleet"
     assert shard_of("fleet", "celery@host", 8) == "fleet/5"
     found = [shard_of("fleet", f"n{number}", 4) for number in range(1000)]
-    assert sorted(set(found)) == [f"fleet/{shard}" for shard in range(4)]
+    assert sorted(set(found)) == all_shards("fleet", 4) == [f"fleet/{shard}" for shard in range(4)]
+    assert all_shards("fleet", 1) == ["fleet"]
     assert min(found.count(each) for each in set(found)) > 200

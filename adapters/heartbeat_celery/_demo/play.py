@@ -21,6 +21,7 @@ from rich.console import Console
 from heartbeat_celery._demo.show import Lines, Picture, Quiet, Show, show_summary
 from heartbeat_celery._demo.stage import SLOTS, Broker, Crew, DemoError, embedded, given
 from heartbeat_celery._demo.story import Story
+from heartbeat_celery._settings import ADAPTER_SETTINGS
 from heartbeat_core import Heartbeat, Settings, SettingsError
 from heartbeat_redis import RedisTransport
 
@@ -39,7 +40,7 @@ def play(*, workers: int, tasks: int, kill: str, broker: str | None, as_json: bo
         KeyboardInterrupt: Somebody ended it; nothing is left behind.
     """
     try:
-        settings = Settings.load(environ=os.environ, known=("namespace",))
+        settings = Settings.load(environ=os.environ, known=ADAPTER_SETTINGS)
     except SettingsError as exc:
         raise DemoError(str(exc)) from exc
     if kill == "sigstop" and sys.platform == "win32":

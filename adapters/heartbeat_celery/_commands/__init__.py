@@ -1,0 +1,1 @@
+"""What the command ``heartbeat`` does for ``send``, ``watch`` and ``status``."""

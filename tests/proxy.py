@@ -99,6 +99,8 @@ class Proxy:
         except OSError:
             client.close()
             return
+        for sock in (client, server):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._lock:
             self._clients.add(client)
             self._other[client], self._other[server] = server, client

@@ -1,3 +1,6 @@
-"""Heartbeats over any broker that Kombu gives a fanout exchange. Nothing is here yet."""
+"""Heartbeats over any broker that Kombu gives a fanout exchange, and more on RabbitMQ."""
 
-__all__ = ()
+from heartbeat_kombu._amqp import AmqpTransport
+from heartbeat_kombu._transport import KombuTransport
+
+__all__ = ("AmqpTransport", "KombuTransport")

@@ -78,6 +78,8 @@ class Observer:
         self._wake = anyio.Event()
         self._judging = anyio.Lock()
         self._warned = False
+        self._subscription = anyio.CancelScope()
+        self._subscribed_at = math.inf
 
     def loops(self) -> list[Callable[[], Coroutine[None, None, None]]]:
         """Give what has to run; cancelled, it leaves nothing behind."""
@@ -109,8 +111,10 @@ class Observer:
                     self._voice.listens()
                     self._voice.beat_at_once()
                     retry.reset()
-                    async for batch in batches:
-                        self._voice.take(batch, self.detector.observe)
+                    self._subscribed_at = anyio.current_time()
+                    with anyio.CancelScope() as self._subscription:
+                        async for batch in batches:
+                            self._voice.take(batch, self.detector.observe)
             except TransportError as exc:
                 self._outage.begin("listen", exc)
                 await retry.wait()
@@ -159,7 +163,15 @@ class Observer:
             now = anyio.current_time()
             if now - planned > self._settings.frequency / 2:
                 self.detector.oversleep(now, now - planned)
+            self._hear(now)
             self._count()
+
+    def _hear(self, now: float) -> None:
+        """Listen anew if nothing comes back for long: some brokers lose a listener silently."""
+        since = max(self._subscribed_at, self.detector.heard_self_at or -math.inf)
+        if now - since > self._settings.min_freq:
+            self._subscribed_at = math.inf
+            self._subscription.cancel()
 
     def _count(self) -> None:
         """Say once that there are too many."""

@@ -119,6 +119,8 @@ class KombuTransport:
 class _Subscription(Reader):
     """Puts what a fanout exchange hands out into a mailbox."""
 
+    gather = 0.01
+
     def __init__(self, broker: Broker, exchange: str, mailbox: Mailbox[bytes]) -> None:
         super().__init__(broker, f"{exchange} listens", HEARTBEAT, mailbox)
         self._exchange = exchange

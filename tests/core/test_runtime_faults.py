@@ -370,3 +370,28 @@ async def test_an_obituary_of_somebody_else_fences_nobody() -> None:
         await anyio.sleep(4 * FAST.frequency)
         assert heartbeat.incarnation == me
         assert heartbeat.dropped == {}
+
+
+@pytest.mark.anyio
+async def test_who_hears_nothing_any_more_listens_anew() -> None:
+    """A subscription that has silently gone deaf is left for a new one; nobody dies meanwhile."""
+    broker = MemoryBroker()
+    with anyio.fail_after(20):
+        async with (
+            Heartbeat("a", MemoryTransport(broker), settings=FAST) as a,
+            Heartbeat("b", MemoryTransport(broker), settings=FAST, observe=False) as b,
+        ):
+            await a.wait_joined()
+            await b.wait_joined()
+            while states(a) != {"a": State.ALIVE, "b": State.ALIVE}:
+                await anyio.sleep(0.01)
+            transitions = a.transitions()
+            (deaf,) = broker.subscribers
+            broker.subscribers.clear()
+            while not broker.subscribers:
+                await anyio.sleep(0.01)
+            echoed = a._echoed
+            while a._echoed <= echoed:
+                await anyio.sleep(0.01)
+            assert deaf not in broker.subscribers
+            assert [each.state for each in transitions.rest()] == []

@@ -134,6 +134,13 @@ def bench_core(session: nox.Session) -> None:
 
 
 @nox.session
+def bench_transports(session: nox.Session) -> None:
+    """How soon each transport tells of a death, and what it costs."""
+    install_wheel(session, "[all]")
+    session.run("python", "benchmarks/transports.py", *session.posargs)
+
+
+@nox.session
 def lowest(session: nox.Session) -> None:
     """The adapters with the oldest Celery, kombu and redis-py that they work with."""
     install_wheel(session, "[all]")

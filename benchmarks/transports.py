@@ -2,8 +2,8 @@
 
 Real processes on real private servers, all on one machine. For each transport it prints a row of
 
-* the time from SIGKILL of a node to SUSPECT and to DEAD, and from SIGSTOP to SUSPECT, at an
-  observer in another process (medians and the longest),
+* the time from SIGKILL and from SIGSTOP of a node to SUSPECT and to DEAD, at an observer in another
+  process (medians and the longest; SIGSTOP to DEAD once),
 * the bytes on the wire a beat, there and back,
 * the share of one core that an observer takes at so many nodes that beat each second, and a node
   that only beats,
@@ -159,7 +159,8 @@ def answer(process: "subprocess.Popen[str]") -> dict[str, Any]:
 
 async def detect(name: str, kind: Kind, url: str, kills: int, stops: int) -> dict[str, Any]:
     """Kill and stop nodes; give how long it took until that was known."""
-    found: dict[str, list[float]] = {"kill_suspect": [], "kill_dead": [], "stop_suspect": []}
+    measures = ("kill_suspect", "kill_dead", "stop_suspect", "stop_dead")
+    found: dict[str, list[float]] = {measure: [] for measure in measures}
     async with Heartbeat(None, kind.transport(url)) as heartbeat:
         await heartbeat.wait_joined()
         transitions = heartbeat.transitions()
@@ -180,9 +181,12 @@ async def detect(name: str, kind: Kind, url: str, kills: int, stops: int) -> dic
                     process.kill()
                     found["kill_suspect"].append((await until(victim, State.SUSPECT)).at - began)
                     found["kill_dead"].append((await until(victim, State.DEAD)).at - began)
-                else:
-                    process.send_signal(signal.SIGSTOP)
-                    found["stop_suspect"].append((await until(victim, State.SUSPECT)).at - began)
+                    continue
+                process.send_signal(signal.SIGSTOP)
+                found["stop_suspect"].append((await until(victim, State.SUSPECT)).at - began)
+                if number == kills:
+                    # The others would take as long.
+                    found["stop_dead"].append((await until(victim, State.DEAD)).at - began)
     return {
         key: {"median_s": round(statistics.median(times), 3), "max_s": round(max(times), 3)}
         for key, times in found.items()
@@ -281,14 +285,19 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Give the rows as one table."""
     heads = (
-        *("transport", "kill to SUSPECT", "kill to DEAD", "stop to SUSPECT", "bytes a beat"),
-        *("observer, share of a core", "node that only beats", "looks, ms/s per 100 nodes"),
+        *("transport", "kill to SUSPECT", "kill to DEAD", "stop to SUSPECT", "stop to DEAD"),
+        *(
+            "bytes a beat",
+            "observer, share of a core",
+            "node that only beats",
+            "looks, ms/s per 100 nodes",
+        ),
     )
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for row in rows:
         spans = [
             f"{row[key]['median_s']} s (max {row[key]['max_s']})" if key in row else "-"
-            for key in ("kill_suspect", "kill_dead", "stop_suspect")
+            for key in ("kill_suspect", "kill_dead", "stop_suspect", "stop_dead")
         ]
         shares = ", ".join(
             f"{nodes}: {found['share']:.1%}" for nodes, found in row["observer_share"].items()

@@ -319,7 +319,7 @@ class Heartbeat:
             try:
                 other = decode(data).incarnation
             except BeatError as exc:
-                self._drop(exc.reason)
+                self._refuse(exc.reason, str(exc))
                 continue
             if other != self._incarnation and other.node == self._incarnation.node:
                 others.add(other)
@@ -415,10 +415,10 @@ class Heartbeat:
             try:
                 beat = decode(data)
             except BeatError as exc:
-                self._drop(exc.reason)
+                self._refuse(exc.reason, str(exc))
                 continue
             if beat.namespace != self._transport.namespace:
-                self._drop("namespace")
+                self._refuse("namespace", f"it is of the namespace {beat.namespace!r:.80}")
             else:
                 self._take(beat, observe(beat, now))
 
@@ -463,6 +463,15 @@ class Heartbeat:
     def _poke(self) -> None:
         if self._observer is not None:
             self._observer.poke()
+
+    def _refuse(self, reason: str, why: str) -> None:
+        """Drop a message that is no beat of this fleet; say so of the first of its kind."""
+        if self._drop(reason) == 1:
+            logger.warning(
+                "heartbeat: %s dropped a message: %s. More like it are counted only",
+                self.name,
+                why,
+            )
 
     def _drop(self, reason: str) -> int:
         count = self.dropped[reason] = self.dropped.get(reason, 0) + 1

@@ -200,6 +200,21 @@ async def test_a_full_server_kills_nobody(
         assert "maxmemory" in caplog.text
 
 
+async def test_a_rabbitmq_without_memory_kills_nobody(
+    rabbitmq: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While RabbitMQ blocks who publishes, nobody beats, and nobody dies of it."""
+    url = AMQP.format(rabbitmq.port)
+    with Proxy(rabbitmq.port) as proxy:
+        broker = Broker(rabbitmq, proxy, lambda: AmqpTransport(url, timeout=0.5))
+
+        def set_limit(share: str) -> None:
+            rabbitmq.control("set_vm_memory_high_watermark", share)
+
+        await _suffer(broker, lambda _: set_limit("0.00001"), lambda _: set_limit("0.4"), caplog)
+        assert "takes no messages now" in caplog.text
+
+
 async def test_nothing_grows_in_the_broker(valkey_private: Any) -> None:
     """Nodes that come and go leave nothing behind in a Redis server but what expires."""
     with redis.Redis.from_url(valkey_private.url, decode_responses=True) as client:

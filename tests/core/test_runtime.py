@@ -230,17 +230,21 @@ async def test_a_status_that_fails_costs_no_beat(caplog: pytest.LogCaptureFixtur
     assert caplog.text.count("status of b could not be asked for") <= 1
 
 
-async def test_what_is_no_beat_is_counted() -> None:
-    """Noise, and beats of other fleets, are counted and dropped."""
+async def test_what_is_no_beat_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """Noise, and beats of other fleets, are counted and dropped, with one warning a kind."""
     broker = MemoryBroker()
     a = Peer(broker, "a")
     stranger = Incarnation("x", 1)
     foreign = Beat(incarnation=stranger, sequence=1, sent=0, gap=1, namespace="other")
     async with running(a):
-        for data in (b"noise", b"{}", b" " * 4000, encode(foreign)):
+        for data in 3 * (b"noise", b"{}", b" " * 4000, encode(foreign)):
             await MemoryTransport(broker).publish(data, sender=stranger, ttl=0)
-        expected = {"malformed": 1, "version": 1, "oversized": 1, "namespace": 1}
+        expected = {"malformed": 3, "version": 3, "oversized": 3, "namespace": 3}
         await until(lambda: a.heartbeat.dropped == expected)
+        warnings = [each.getMessage() for each in caplog.records if "dropped" in each.getMessage()]
+        assert len(warnings) == 4
+        assert any("version None, this is 1" in each for each in warnings)
+        assert any("'other'" in each for each in warnings)
         assert states(a) == {"a": State.ALIVE}
 
 

@@ -46,19 +46,21 @@ class RedisServer:
         """Where it listens."""
         return f"redis://127.0.0.1:{self.port}/0"
 
+    def client(self) -> "redis.Redis":
+        """Give a client, for the test's own use."""
+        return redis.Redis(port=self.port)
+
     def start(self) -> None:
         """Start it, and wait until it answers.
 
         Raises:
             ServerError: It did not.
         """
-        command = [self.binary, "--port", str(self.port), "--bind", "127.0.0.1"]
-        command += ["--save", "", "--appendonly", "no", "--dir", str(self.folder), *self.options]
         log = self.folder / f"server-{self.port}.log"
         with log.open("wb") as out:
-            self._process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen(self._command(), stdout=out, stderr=subprocess.STDOUT)
         until = time.monotonic() + 10
-        with redis.Redis(port=self.port) as client:
+        with self.client() as client:
             while True:
                 try:
                     client.ping()
@@ -68,6 +70,11 @@ class RedisServer:
                     time.sleep(0.01)
                 else:
                     return
+
+    def _command(self) -> list[str]:
+        command = [self.binary, "--port", str(self.port), "--bind", "127.0.0.1"]
+        command += ["--save", "", "--appendonly", "no", "--dir", str(self.folder)]
+        return [*command, *self.options]
 
     def stop(self) -> None:
         """Stop it, if it runs."""
@@ -102,11 +109,147 @@ class RedisServer:
 
 
 @attrs.define(eq=False)
+class RedisSentinel(RedisServer):
+    """A sentinel that watches one master, named ``mymaster``, and decides alone.
+
+    Attributes:
+        master: Whom it watches.
+    """
+
+    master: RedisServer = attrs.field(kw_only=True)
+
+    def _command(self) -> list[str]:
+        # It writes to its configuration what it learns.
+        conf = self.folder / f"sentinel-{self.port}.conf"
+        conf.write_text(
+            f"port {self.port}\nbind 127.0.0.1\ndir {self.folder}\n"
+            f"sentinel monitor mymaster 127.0.0.1 {self.master.port} 1\n"
+            "sentinel down-after-milliseconds mymaster 500\n"
+            "sentinel failover-timeout mymaster 2000\n"
+        )
+        return [self.binary, str(conf), "--sentinel", *self.options]
+
+
+@attrs.define(eq=False)
+class RedisCluster:
+    """A cluster of Redis (7 or later) or Valkey servers.
+
+    Attributes:
+        binary: The servers' executable.
+        folder: Where they may put their files.
+        masters: Its first nodes, each of which begins with a share of the slots.
+        replica: A replica of the first master.
+    """
+
+    binary: str
+    folder: pathlib.Path
+    masters: list[RedisServer] = attrs.field(init=False)
+    replica: RedisServer = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Make its nodes."""
+        self.masters = [self._node() for _ in range(3)]
+        self.replica = self._node()
+
+    @property
+    def nodes(self) -> list[RedisServer]:
+        """Give all nodes."""
+        return [*self.masters, self.replica]
+
+    @property
+    def url(self) -> str:
+        """Where the first listens, and the last."""
+        first, *_, last = self.masters
+        return f"redis+cluster://127.0.0.1:{first.port};redis+cluster://127.0.0.1:{last.port}"
+
+    def start(self) -> None:
+        """Start it, and wait until all agree.
+
+        Raises:
+            ServerError: It did not start.
+        """
+        try:
+            for node in self.nodes:
+                node.start()
+            self._join()
+        except (ServerError, redis.RedisError) as exc:
+            self.stop()
+            raise ServerError(f"no cluster: {exc}") from exc
+
+    def stop(self) -> None:
+        """Stop all nodes that run."""
+        for node in self.nodes:
+            node.stop()
+
+    def identity(self, node: RedisServer) -> str:
+        """Give the name by which the cluster knows a node."""
+        with node.client() as client:
+            return bytes(client.execute_command("CLUSTER", "MYID")).decode()
+
+    def _node(self) -> RedisServer:
+        # Its bus listens 10,000 ports further up.
+        port = free_port()
+        while port > 55_000:
+            port = free_port()
+        return RedisServer(
+            self.binary,
+            self.folder,
+            port=port,
+            options=(
+                *("--cluster-enabled", "yes", "--cluster-node-timeout", "1000"),
+                *("--cluster-config-file", f"nodes-{port}.conf"),
+                *("--repl-diskless-sync-delay", "0"),
+            ),
+        )
+
+    def _join(self) -> None:
+        for number, master in enumerate(self.masters):
+            first, last = 16384 * number // 3, 16384 * (number + 1) // 3 - 1
+            with master.client() as client:
+                client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+                client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
+        for node in self.nodes[1:]:
+            with node.client() as client:
+                client.execute_command("CLUSTER", "MEET", "127.0.0.1", self.masters[0].port)
+        for node in self.nodes:
+            said_by(node, b"cluster_state:ok", "CLUSTER", "INFO")
+            said_by(node, b"cluster_known_nodes:4", "CLUSTER", "INFO")
+        with self.replica.client() as client:
+            client.execute_command("CLUSTER", "REPLICATE", self.identity(self.masters[0]))
+        for node in self.nodes:
+            said_by(node, b"slave", "CLUSTER", "NODES")
+        said_by(self.masters[0], b"state=online", "INFO", "replication")
+
+
+def said_by(server: RedisServer, word: bytes, *command: str, timeout: float = 20) -> None:
+    """Wait until a server's answer to a command has a word in it.
+
+    Raises:
+        ServerError: It never did.
+    """
+    until = time.monotonic() + timeout
+    with server.client() as client:
+        # Raw: redis-py would make a dictionary of some answers.
+        client.response_callbacks.clear()
+        while word not in (answer := bytes(client.execute_command(*command))):
+            if time.monotonic() > until:
+                raise ServerError(f"{' '.join(command)} never said {word!r}: {answer!r:.500}")
+            time.sleep(0.01)
+
+
+@attrs.define(eq=False)
 class RabbitServer:
-    """A RabbitMQ node of its own, where ``rabbitmq-server`` is installed."""
+    """A RabbitMQ node of its own, where ``rabbitmq-server`` is installed.
+
+    Attributes:
+        folder: Where it may put its files.
+        settings: Lines of its configuration file, such as ``"heartbeat = 10"``.
+    """
 
     folder: pathlib.Path
+    settings: Sequence[str] = ()
     port: int = attrs.field(factory=free_port)
+    _dist_port: int = attrs.field(factory=free_port, init=False)
     _process: "subprocess.Popen[bytes] | None" = attrs.field(default=None, init=False)
 
     @property
@@ -120,31 +263,15 @@ class RabbitServer:
         Raises:
             ServerError: It is not installed, or did not start.
         """
-        binary = shutil.which("rabbitmq-server")
-        if binary is None:
+        if shutil.which("rabbitmq-server") is None:
             raise ServerError("rabbitmq-server is not installed")
-        plugins = self.folder / "enabled_plugins"
-        plugins.write_text("[].")
-        environ = {
-            **os.environ,
-            "HOME": str(self.folder),
-            "RABBITMQ_NODENAME": f"heartbeat-{self.port}@localhost",
-            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODE_PORT": str(self.port),
-            "RABBITMQ_DIST_PORT": str(free_port()),
-            "RABBITMQ_MNESIA_BASE": str(self.folder),
-            "RABBITMQ_LOG_BASE": str(self.folder),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(plugins),
-            "RABBITMQ_CONFIG_FILE": str(self.folder / "none"),
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
-        }
+        (self.folder / "enabled_plugins").write_text("[].")
+        (self.folder / "rabbitmq.conf").write_text("\n".join([*self.settings, ""]))
         log = self.folder / "start.log"
-        # The script of Debian's package changes its user, and would lose the environment.
-        real = pathlib.Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
         with log.open("wb") as out:
             self._process = subprocess.Popen(
-                [str(real) if real.exists() else binary],
-                env=environ,
+                [_script("rabbitmq-server")],
+                env=self._environ(),
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -158,16 +285,66 @@ class RabbitServer:
             time.sleep(0.1)
 
     def stop(self) -> None:
-        """Stop the node and what it started."""
+        """Stop the node and what it started, if it runs."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it without a word."""
+        self._end(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """Keep it from doing anything."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGCONT)
+
+    def control(self, *command: str) -> str:
+        """Run ``rabbitmqctl``, and give what it says."""
+        result = subprocess.run(
+            [_script("rabbitmqctl"), "--quiet", *command],
+            env=self._environ(),
+            stdout=subprocess.PIPE,
+            check=True,
+            text=True,
+        )
+        return result.stdout
+
+    def _environ(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "HOME": str(self.folder),
+            "RABBITMQ_NODENAME": f"heartbeat-{self.port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(self._dist_port),
+            "RABBITMQ_MNESIA_BASE": str(self.folder),
+            "RABBITMQ_LOG_BASE": str(self.folder),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "enabled_plugins"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq"),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+        }
+
+    def _end(self, number: int) -> None:
         process, self._process = self._process, None
         if process is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
+                os.killpg(process.pid, signal.SIGCONT)
+                os.killpg(process.pid, number)
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+
+def _script(name: str) -> str:
+    # The scripts of Debian's package change their user, and would lose the environment.
+    real = pathlib.Path("/usr/lib/rabbitmq/bin", name)
+    return str(real) if real.exists() else name
 
 
 def valkey_binary() -> str:

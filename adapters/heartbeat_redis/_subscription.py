@@ -19,7 +19,8 @@ Connection = Any
 """A connection of redis-py, of whatever kind. Its types differ from release to release."""
 
 LARGEST_BATCH = 1000
-LONGEST_WAIT = 5.0
+LONGEST_SILENCE = 10.0
+"""After so many seconds in which nothing came, the server is asked whether it is still there."""
 
 
 async def in_thread(call: Callable[[], T], threads: anyio.CapacityLimiter) -> T:
@@ -51,9 +52,10 @@ class Subscription:
     if ``open`` was cancelled: a thread that still connects or reads then, tidies up.
     """
 
-    def __init__(self, pool: Any, channel: str) -> None:
+    def __init__(self, pool: Any, channel: str, *, sharded: bool) -> None:
         self._pool = pool
         self._channel = channel
+        self._sharded = sharded
         self._connection: Connection | None = None
         self._lock = threading.Lock()
         self._working = False
@@ -101,7 +103,8 @@ class Subscription:
                 self._connection = self._pool.get_connection("_")
             if self._closed:
                 return
-            self._connection.send_command("SUBSCRIBE", self._channel)
+            subscribe = "SSUBSCRIBE" if self._sharded else "SUBSCRIBE"
+            self._connection.send_command(subscribe, self._channel)
             self._connection.read_response(push_request=True)
 
     def _read(self) -> list[bytes]:
@@ -110,13 +113,23 @@ class Subscription:
             connection = self._connection
             assert connection is not None
             batch: list[bytes] = []
-            arrived = connection.can_read(timeout=LONGEST_WAIT)
+            arrived = connection.can_read(timeout=LONGEST_SILENCE) or self._answers(connection)
             while arrived and len(batch) < LARGEST_BATCH:
-                kind, _, data = connection.read_response(push_request=True)
-                if kind == b"message":
-                    batch.append(data)
+                # What answers a ping is read here as well, and is no message.
+                kind, *rest = connection.read_response(push_request=True)
+                if kind in {b"message", b"smessage"}:
+                    batch.append(rest[1])
+                elif kind == b"sunsubscribe":
+                    raise redis.ConnectionError("another node of the cluster owns the channel")
                 arrived = connection.can_read(timeout=0)
             return batch
+
+    def _answers(self, connection: Connection) -> bool:
+        """Ask for a sign of life: a server whose machine is gone ends no connection."""
+        connection.send_command("PING")
+        if not connection.can_read(timeout=connection.socket_timeout):
+            raise redis.TimeoutError("the server does not answer")
+        return True
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:

@@ -3,7 +3,8 @@
 The client library blocks, so every call runs in a worker thread of anyio's; that works alike on
 asyncio and trio, and keeps a flood of beats out of the event loop until it comes as one batch.
 
-Names in the broker, all under ``{prefix}heartbeat:{namespace}:``
+Names in the broker, all under ``{prefix}heartbeat:{namespace}:``, where the inner braces are
+meant: they are the hash tag that keeps a namespace on one node of a cluster.
 
 ``beats``
     The channel of all beats.
@@ -13,59 +14,52 @@ Names in the broker, all under ``{prefix}heartbeat:{namespace}:``
     The node's last beat; expires.
 ``nodes``
     A sorted set of the nodes that have a last beat, by the time at which it expires.
+``observers``
+    A sorted set of the incarnations that have a seat, by the time at which their lease ends.
+    Expires 5 seconds after its last renewal.
+``contenders``
+    A sorted set of those that wait for one, by the time until which they count. Expires with it.
+``watched:{incarnation}``
+    A sorted set of the channels of those whom an observer asks about. Expires 60 seconds after
+    the observer was there last.
 """
 
-import itertools
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import anyio
 import redis
-from redis.backoff import NoBackoff
 from redis.connection import ConnectionPool
-from redis.retry import Retry
+from redis.crc import key_slot
 
 from heartbeat_core import Connections, Incarnation, TransportError
-from heartbeat_redis._connections import not_inherited
+from heartbeat_redis import _scripts as scripts
+from heartbeat_redis._cluster import FollowingConnection
+from heartbeat_redis._connections import close, own
+from heartbeat_redis._presence import Watch, chunks
+from heartbeat_redis._seats import Contender
 from heartbeat_redis._subscription import Subscription, in_thread
+from heartbeat_redis._urls import pool_of
 
 __all__ = ("RedisTransport",)
 
 T = TypeVar("T")
 
-CHUNK = 1000
-"""So many nodes are read or asked about in one command."""
-
 THREADS = 40
 """So many calls of one transport run at once."""
-
-# One round trip a beat, and the beat itself only once on the wire.
-PUBLISH = """
-local now = redis.call('TIME')
-now = now[1] * 1000 + math.floor(now[2] / 1000)
-local ttl = tonumber(ARGV[2])
-if ttl > 0 then
-  redis.call('SET', KEYS[1], ARGV[1], 'PX', ttl)
-  redis.call('ZADD', KEYS[2], now + ttl, ARGV[4])
-  if redis.call('PTTL', KEYS[2]) < ttl then redis.call('PEXPIRE', KEYS[2], ttl) end
-else
-  redis.call('DEL', KEYS[1])
-  redis.call('ZREM', KEYS[2], ARGV[4])
-end
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', '(' .. now)
-return redis.call('PUBLISH', ARGV[3], ARGV[1])
-"""
 
 
 class RedisTransport:
     """Carries beats through a Redis (6.2 or later) or Valkey server.
 
-    It has both abilities, last beats and presence. Nothing connects before the first call.
+    It has all abilities: last beats, presence and seats. Nothing connects before the first call.
 
     Args:
-        url: Such as ``redis://user:password@host:6379/0``, ``rediss://...`` for TLS, or
-            ``unix:///path?db=0``.
+        url: ``redis://user:password@host:6379/0``, ``rediss://...`` for TLS,
+            ``unix:///path?db=0``, ``sentinel://host:26379;sentinel://other:26379/0?master_name=m``
+            for the master that Sentinel names, or ``redis+cluster://host:6379`` and
+            ``rediss+cluster://...`` for a cluster (Redis 7 or later), of which one node is enough.
         namespace: The fleet; nodes of different namespaces do not see each other.
         pool: In the place of a URL, a connection pool of redis-py, which the transport makes
             its own: it sets the pool's timeouts and closes it.
@@ -73,7 +67,8 @@ class RedisTransport:
         timeout: After so many seconds without an answer the server counts as away.
 
     Raises:
-        TransportError: The URL is not one of Redis's.
+        TransportError: The URL is none of these, or in a cluster the namespace has a name that
+            makes no hash tag.
     """
 
     def __init__(
@@ -87,31 +82,34 @@ class RedisTransport:
     ) -> None:
         self.namespace = namespace
         self._prefix = f"{key_prefix}heartbeat:{{{namespace}}}:"
-        pool = _pool_of(url) if pool is None else pool
-        self._pool: Any = pool
-        pool.connection_kwargs.update(
-            decode_responses=False,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
-            health_check_interval=0,
-        )
-        not_inherited(pool)
-        # Any: its types differ from release to release.
-        self._client: Any = redis.Redis(connection_pool=pool)
-        self._publish = self._client.register_script(PUBLISH)
         self._beats = f"{self._prefix}beats"
         self._nodes = f"{self._prefix}nodes"
-        self._attending: Incarnation | None = None
+        if pool is None:
+            if url is None:
+                raise TransportError("RedisTransport needs a url or a pool")
+            pool = pool_of(url, self._nodes)
+        self._sharded = issubclass(pool.connection_class, FollowingConnection)
+        if self._sharded and key_slot(self._nodes.encode()) != key_slot(self._beats.encode()):
+            raise TransportError(f"no hash tag is made of the namespace {namespace!r}: rename it")
+        own(pool, timeout)
+        # Any: its types differ from release to release.
+        self._pool: Any = pool
+        self._client: Any = redis.Redis(connection_pool=pool)
+        self._publish, self._ask, self._tell, self._seat = (
+            self._client.register_script(scripts.sharded(script) if self._sharded else script)
+            for script in (scripts.PUBLISH, scripts.ASK, scripts.TELL, scripts.SEAT)
+        )
+        self._watch: Watch | None = None
         self._session = 0
         self._subscriptions: set[Subscription] = set()
+        self._contenders: set[Contender] = set()
         self._threads: anyio.CapacityLimiter | None = None
 
     async def publish(self, data: bytes, *, sender: Incarnation, ttl: float) -> None:
         """Send a beat and keep it as the node's last one, in one round trip."""
         keys = [f"{self._prefix}beat:{sender.node}", self._nodes]
-        arguments: list[Any] = [data, round(ttl * 1000), self._beats, sender.node]
-        await self._in_thread(lambda: self._publish(keys=keys, args=arguments))
+        beat = f"{ttl:.10g} ".encode() + data
+        await self._in_thread(lambda: self._publish(keys=keys, args=[beat]))
 
     @asynccontextmanager
     async def subscribe(self) -> AsyncIterator[AsyncIterator[Sequence[bytes]]]:
@@ -125,41 +123,73 @@ class RedisTransport:
     ) -> AsyncIterator[AsyncIterator[Sequence[bytes]]]:
         """Be present under an incarnation, over a connection of its own."""
         self._session += 1
-        async with self._subscribed(self._channel(incarnation)) as batches:
-            self._attending = incarnation
+        async with self._subscribed(self._channel(incarnation)) as inbox:
+            self._watch = Watch(
+                client=self._client,
+                ask=self._ask,
+                tell=self._tell,
+                prefix=self._prefix,
+                me=incarnation,
+                inbox=inbox,
+            )
             try:
-                yield batches
+                yield inbox
             finally:
-                self._attending = None
+                self._watch = None
 
     async def connections(self, incarnations: Collection[Incarnation]) -> Connections:
-        """Ask who is present, with ``PUBSUB NUMSUB``."""
-        session, me = self._session, self._attending
-        if me is None:
-            raise TransportError("this transport's own connection is not there")
+        """Ask who is present, with ``PUBSUB NUMSUB`` on the server.
+
+        Asking about the same ones again costs least if it is the same frozenset.
+        """
+        session, watch = self._session, self._watch
+        if watch is None:
+            raise TransportError("this transport does not attend")
         asked = frozenset(incarnations)
-        connected = await self._in_thread(lambda: self._connected([me, *asked]))
-        if me not in connected or session != self._session:
-            raise TransportError("this transport's own connection is not there")
-        return Connections(session=session, asked=asked, connected=asked & connected)
+        missing = await self._in_thread(lambda: watch.missing(asked))
+        if session != self._session:
+            raise TransportError("the connection by which this transport attended is gone")
+        connected = asked - missing if missing else asked
+        return Connections(session=session, asked=asked, connected=connected)
 
     async def post(self, data: bytes, to: Incarnation) -> None:
         """Send to one inbox."""
-        await self._in_thread(lambda: self._client.publish(self._channel(to), data))
+        publish = "SPUBLISH" if self._sharded else "PUBLISH"
+        channel = self._channel(to)
+        await self._in_thread(lambda: self._client.execute_command(publish, channel, data))
 
     async def last_beats(self, nodes: Collection[str] | None = None) -> Sequence[bytes]:
         """Read what is kept of some nodes or of all."""
         return await self._in_thread(lambda: self._last_beats(nodes))
 
+    @asynccontextmanager
+    async def contend(
+        self, incarnation: Incarnation, seats: int
+    ) -> AsyncIterator[AsyncIterator[bool]]:
+        """Contend for a seat, by a lease of 5 seconds that is renewed while it is iterated."""
+        contender = Contender(
+            client=self._client,
+            seat=self._seat,
+            prefix=self._prefix,
+            incarnation=incarnation,
+            seats=seats,
+            in_thread=self._in_thread,
+        )
+        self._contenders.add(contender)
+        try:
+            await contender.ask()
+            yield contender
+        finally:
+            self._contenders.discard(contender)
+            await contender.leave()
+
     async def aclose(self) -> None:
         """Close every connection."""
         for subscription in list(self._subscriptions):
             subscription.close()
-        # Not those in use: their threads would find them closed in their hands.
-        try:
-            self._pool.disconnect(inuse_connections=False)
-        except TypeError:  # a BlockingConnectionPool of older releases
-            self._pool.disconnect()
+        for contender in list(self._contenders):
+            contender.close()
+        close(self._pool)
 
     # -- in threads ---------------------------------------------------------------------------
 
@@ -171,31 +201,18 @@ class RedisTransport:
     def _channel(self, incarnation: Incarnation) -> str:
         return f"{self._prefix}node:{incarnation}"
 
-    def _connected(self, incarnations: Sequence[Incarnation]) -> frozenset[Incarnation]:
-        connected: set[Incarnation] = set()
-        for chunk in _chunks(incarnations):
-            counts = self._client.pubsub_numsub(*map(self._channel, chunk))
-            connected.update(
-                incarnation
-                for incarnation, (_, count) in zip(chunk, counts, strict=True)
-                if count > 0
-            )
-        return frozenset(connected)
-
     def _last_beats(self, nodes: Collection[str] | None) -> list[bytes]:
         if nodes is None:
-            names = [_text(name) for name in self._client.zrange(self._nodes, 0, -1)]
-        else:
-            names = list(nodes)
+            nodes = [name.decode() for name in self._client.zrange(self._nodes, 0, -1)]
         found: list[bytes] = []
-        for chunk in _chunks(names):
+        for chunk in chunks(nodes):
             values = self._client.mget([f"{self._prefix}beat:{name}" for name in chunk])
-            found.extend(_bytes(value) for value in values if value is not None)
+            found.extend(value for value in values if value is not None)
         return found
 
     @asynccontextmanager
-    async def _subscribed(self, channel: str) -> AsyncIterator[AsyncIterator[Sequence[bytes]]]:
-        subscription = Subscription(self._pool, channel)
+    async def _subscribed(self, channel: str) -> AsyncIterator[Subscription]:
+        subscription = Subscription(self._pool, channel, sharded=self._sharded)
         self._subscriptions.add(subscription)
         try:
             await subscription.open()
@@ -203,27 +220,3 @@ class RedisTransport:
         finally:
             self._subscriptions.discard(subscription)
             subscription.close()
-
-
-def _pool_of(url: str | None) -> ConnectionPool:
-    if url is None:
-        raise TransportError("RedisTransport needs a url or a pool")
-    try:
-        return ConnectionPool.from_url(url)
-    except (ValueError, TypeError) as exc:
-        raise TransportError(
-            "the URL is not one of redis://, rediss:// or unix://, or has an option that "
-            "redis-py does not know"
-        ) from exc
-
-
-def _chunks(items: Sequence[T]) -> "itertools.chain[Sequence[T]]":
-    return itertools.chain(items[i : i + CHUNK] for i in range(0, len(items), CHUNK))
-
-
-def _bytes(value: bytes | str) -> bytes:
-    return value.encode() if isinstance(value, str) else value
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value

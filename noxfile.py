@@ -160,6 +160,7 @@ def tests(session: nox.Session) -> None:
     """All tests, on real brokers, and then the core's; ``-- -m 'not slow'`` is quicker."""
     install_wheel(session, "[all]")
     session.install(*group("tests"))
-    session.run("pytest", "--ignore", "tests/core", *session.posargs)
+    # Most of them wait for somebody most of the time.
+    session.run("pytest", "--ignore", "tests/core", "-n", "4", *session.posargs)
     # Where no broker's package is installed, as the core promises; once, whoever asked for it.
     session.notify("core_tests")

@@ -6,7 +6,7 @@ library in C. Version 1 has these keys; unknown ones are ignored:
 
 ======  =======================================================================
 ``v``   version, the number 1
-``k``   kind: ``b`` beat, ``g`` goodbye, ``o`` obituary, ``e`` echo
+``k``   kind: ``g`` goodbye, ``o`` obituary, ``e`` echo; left out of a beat, which is ``b``
 ``ns``  namespace
 ``n``   node
 ``i``   incarnation, a whole number that grows with every restart
@@ -125,7 +125,6 @@ def encode(beat: Beat) -> bytes:
     """
     fields: dict[str, Any] = {
         "v": VERSION,
-        "k": beat.kind.value,
         "ns": beat.namespace,
         "n": beat.incarnation.node,
         "i": beat.incarnation.number,
@@ -133,6 +132,8 @@ def encode(beat: Beat) -> bytes:
         "t": round(beat.sent, 3),
         "g": beat.gap,
     }
+    if beat.kind is not Kind.BEAT:
+        fields["k"] = beat.kind.value
     if beat.stalled:
         fields["x"] = True
     try:
@@ -175,7 +176,7 @@ def _from_fields(fields: dict[str, Any]) -> Beat:
             sent=_finite(fields["t"]),
             gap=_finite(fields["g"]),
             namespace=_text(fields["ns"]),
-            kind=Kind(fields["k"]),
+            kind=Kind(fields.get("k", "b")),
             stalled=_flag(fields.get("x", False)),
             status=_plain(fields.get("s", NO_STATUS)),
         )

@@ -36,7 +36,7 @@ def template(chance: random.Random) -> dict[str, object]:
     """Give the fields of a good beat."""
     return {
         "v": 1,
-        "k": chance.choice("bgo"),
+        "k": chance.choice("bgoe"),
         "ns": "default",
         "n": f"n{chance.randrange(50)}",
         "i": chance.randrange(1, 4),

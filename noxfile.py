@@ -88,7 +88,7 @@ def core_tests(session: nox.Session) -> None:
     """The core, with no broker package installed; every branch of the machine is taken."""
     install_wheel(session)
     session.install(*group("tests"))
-    session.run("pytest", "tests/core", *session.posargs)
+    session.run("pytest", "tests/core", "-n", "2", *session.posargs)
     machine = sorted(str(path) for each in MACHINE_TESTS for path in TESTS.glob(f"test_{each}.py"))
     session.run("coverage", "run", "-m", "pytest", "-q", *machine)
     include = ",".join(f"*/heartbeat_core/{name}.py" for name in MACHINE)
@@ -145,7 +145,8 @@ def lowest(session: nox.Session) -> None:
     """The adapters with the oldest Celery, kombu and redis-py that they work with."""
     install_wheel(session, "[all]")
     session.install(*group("tests"), "celery[redis]==5.5.0", "redis==5.2.1")
-    session.run("pytest", "tests/redis", "tests/celery", "-k", "claims or transport or elsewhere")
+    picked = "claims or transport or elsewhere"
+    session.run("pytest", "tests/redis", "tests/celery", "tests/kombu", "-n", "4", "-k", picked)
 
 
 @nox.session

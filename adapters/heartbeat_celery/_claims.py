@@ -5,7 +5,8 @@ was taken in a sorted set (``unacked_index``); it does not say who took it. A cl
 
     {prefix}heartbeat:{namespace}:claims:{incarnation}    hash: delivery tag -> "time list"
     {prefix}heartbeat:{namespace}:moved:{incarnation}     list: a message that it waited for
-    {prefix}heartbeat:{namespace}:holders                 set of incarnations with claims
+    {prefix}heartbeat:{namespace}:running:{incarnation}   hash: what it acknowledged and still runs
+    {prefix}heartbeat:{namespace}:holders                 set of incarnations with any of these
     {prefix}heartbeat:{namespace}:fence:{incarnation}     says that it is dead, for a day
 
 **A claim holds only while Kombu's index still carries the time that the claim recorded.** When
@@ -14,55 +15,19 @@ the times differ and the claim is worth nothing: an ack under it changes nothing
 owner. Each script below checks that, and does all of its writing, in one atomic step.
 """
 
-import hashlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import attrs
-import redis
-from redis.exceptions import NoScriptError
 
+from heartbeat_celery._keys import Keys
+from heartbeat_celery._scripts import Client, Script, execute
 from heartbeat_core import Incarnation
 
-__all__ = ("CLAIM", "FENCE_TTL", "Claims", "Client", "Keys", "Popped", "Script")
-
-Client = Any
-"""A ``redis.Redis``, or Kombu's variety of it. Its types differ from release to release."""
-
-_execute: Any = redis.Redis.execute_command
-"""Sends a command with its keys as they are: Kombu's client would prefix the first one."""
+__all__ = ("CLAIM", "FENCE_TTL", "GIVE_BACK", "SCRIPTS", "Claims", "Popped")
 
 FENCE_TTL = 86_400
 """For so many seconds an incarnation that was declared dead can learn of it."""
-
-
-@attrs.frozen
-class Script:
-    """A Lua script, run by its digest; loaded again whenever the server has lost it."""
-
-    source: str
-    digest: str = attrs.field(init=False)
-
-    @digest.default
-    def _digest(self) -> str:
-        return hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
-
-    def command(self, keys: Sequence[str], arguments: Sequence[Any]) -> tuple[Any, ...]:
-        """Give the command that runs it."""
-        return ("EVALSHA", self.digest, len(keys), *keys, *arguments)
-
-    def load(self, client: Client) -> None:
-        """Make the script known to the server. Blocks."""
-        _execute(client, "SCRIPT LOAD", self.source)
-
-    def run(self, client: Client, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        """Run it. Blocks."""
-        command = self.command(keys, arguments)
-        try:
-            return _execute(client, *command)
-        except NoScriptError:
-            self.load(client)
-            return _execute(client, *command)
 
 
 _RECORD = """
@@ -79,11 +44,10 @@ local function record(me, list, tag, message)
 end
 """
 
-_VALID = """
-local function valid(tag)
+_LIST_OF = """
+local function list_of(tag)
   local claim = redis.call('HGET', KEYS[3], tag)
   if not claim then return nil end
-  redis.call('HDEL', KEYS[3], tag)
   local time, list = string.match(claim, '^(%S+) (.*)$')
   local score = redis.call('ZSCORE', KEYS[2], tag)
   if score and tonumber(score) == tonumber(time) then return list end
@@ -145,24 +109,44 @@ return 1
 """
 )
 
+# Deletes a message that was dealt with. If it is being dealt with only now, since it was
+# acknowledged early, it is kept elsewhere, with what is to become of it if its owner dies.
 RELEASE = Script(
-    _VALID
+    _LIST_OF
     + """
-if not valid(ARGV[1]) then return 0 end
+local list = list_of(ARGV[1])
+redis.call('HDEL', KEYS[3], ARGV[1])
+if not list then return 0 end
 redis.call('ZREM', KEYS[2], ARGV[1])
+local message = ARGV[2] ~= '' and redis.call('HGET', KEYS[1], ARGV[1])
 redis.call('HDEL', KEYS[1], ARGV[1])
+if message then
+  redis.call('HSET', KEYS[7], ARGV[1],
+    '["' .. ARGV[2] .. '",' .. cjson.encode(list) .. ',' .. message .. ']')
+end
 return 1
 """
 )
 
+# Gives a message back to its list, or to another one if that is named, and posts what has to be
+# told of it. Nothing is deleted before it is certain that the list takes it.
 GIVE_BACK = Script(
-    _VALID
+    _LIST_OF
     + """
-local list = valid(ARGV[1])
+local list = list_of(ARGV[1])
+if list then
+  if ARGV[4] ~= '' then list = ARGV[4] end
+  local kind = redis.call('TYPE', list)['ok']
+  if kind ~= 'list' and kind ~= 'none' then
+    return redis.error_reply('WRONGTYPE ' .. list .. ' is a ' .. kind .. ' instead of a list')
+  end
+end
+redis.call('HDEL', KEYS[3], ARGV[1])
 if not list then return 0 end
 redis.call('ZREM', KEYS[2], ARGV[1])
 if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
 redis.call(ARGV[3], list, ARGV[2])
+if ARGV[5] ~= '' then redis.call('RPUSH', KEYS[7], ARGV[5]) end
 return 1
 """
 )
@@ -186,86 +170,7 @@ return #claims / 2
 """
 )
 
-# Gives back what was moved to an incarnation and never arrived.
-GIVE_BACK_MOVED = Script("""
-local list = redis.call('HGET', KEYS[3], '')
-if not list then return {} end
-local items = {}
-while true do
-  local item = redis.call('LPOP', KEYS[6])
-  if not item then break end
-  redis.call('RPUSH', list, item)
-  items[#items + 1] = item
-end
-redis.call('HDEL', KEYS[3], '')
-return items
-""")
-
-SCRIPTS = (CLAIM, RECORD, RELEASE, GIVE_BACK, GIVE_BACK_MOVED, RENEW)
-
-
-@attrs.frozen
-class Keys:
-    """Where claims and Kombu's own records stand in the broker.
-
-    Attributes:
-        prefix: Kombu's ``global_keyprefix``.
-        namespace: The fleet.
-        unacked: Kombu's hash of unacknowledged messages, prefix included.
-        unacked_index: Kombu's sorted set of the times at which they were taken.
-        visibility_timeout: After so many seconds Kombu takes a message for abandoned.
-    """
-
-    prefix: str
-    namespace: str
-    unacked: str
-    unacked_index: str
-    visibility_timeout: float = 3600.0
-
-    @classmethod
-    def of_channel(cls, channel: Any, namespace: str) -> "Keys":
-        """Read off a Kombu channel where it keeps its records."""
-        prefix = channel.global_keyprefix
-        return cls(
-            prefix=prefix,
-            namespace=namespace,
-            unacked=f"{prefix}{channel.unacked_key}",
-            unacked_index=f"{prefix}{channel.unacked_index_key}",
-            visibility_timeout=channel.visibility_timeout,
-        )
-
-    @property
-    def renew_every(self) -> float:
-        """How often what is held must be renewed, in seconds."""
-        return min(60.0, max(0.5, self.visibility_timeout / 4))
-
-    @property
-    def holders(self) -> str:
-        """The set of the incarnations that may have claims."""
-        return f"{self.prefix}heartbeat:{{{self.namespace}}}:holders"
-
-    def claims(self, incarnation: Incarnation) -> str:
-        """The hash of what an incarnation holds."""
-        return f"{self.prefix}heartbeat:{{{self.namespace}}}:claims:{incarnation}"
-
-    def moved(self, incarnation: Incarnation) -> str:
-        """The list to which a message is moved for an incarnation that waits."""
-        return f"{self.prefix}heartbeat:{{{self.namespace}}}:moved:{incarnation}"
-
-    def fence(self, incarnation: Incarnation) -> str:
-        """What says that an incarnation is dead."""
-        return f"{self.prefix}heartbeat:{{{self.namespace}}}:fence:{incarnation}"
-
-    def of(self, incarnation: Incarnation) -> list[str]:
-        """Give the keys of the scripts, in their order."""
-        return [
-            self.unacked,
-            self.unacked_index,
-            self.claims(incarnation),
-            self.holders,
-            self.fence(incarnation),
-            self.moved(incarnation),
-        ]
+SCRIPTS = (CLAIM, RECORD, RELEASE, GIVE_BACK, RENEW)
 
 
 @attrs.frozen
@@ -344,9 +249,23 @@ class Claims:
         self.held[tag] = me
         return True
 
-    def release(self, client: Client, tag: str) -> bool:
-        """Delete a message that was dealt with; false if it was no longer this worker's."""
-        return bool(RELEASE.run(client, self.keys.of(self.held.pop(tag)), [tag]))
+    def release(self, client: Client, tag: str, on_lost: str = "") -> bool:
+        """Delete a message that was dealt with; false if it was no longer this worker's.
+
+        Args:
+            client: A client of the broker.
+            tag: The message's delivery tag.
+            on_lost: What is to become of it if this worker dies now, in case it runs on; then it
+                is kept until :meth:`forget`.
+        """
+        me = self.held.pop(tag)
+        keys = [*self.keys.of(me), self.keys.running(me)]
+        return bool(RELEASE.run(client, keys, [tag, on_lost]))
+
+    def forget(self, client: Client, ended: Mapping[Incarnation, Collection[str]]) -> None:
+        """Delete what was kept since it ran on after it was acknowledged."""
+        for me, tags in ended.items():
+            execute(client, "HDEL", self.keys.running(me), *tags)
 
     def give_back(self, client: Client, tag: str, message: str, *, last: bool) -> bool:
         """Put a message back into its queue; false if it was no longer this worker's.
@@ -357,9 +276,9 @@ class Claims:
             message: What to put back.
             last: Whether it goes behind all the others instead of ahead of them.
         """
-        me = self.held.pop(tag)
+        keys = [*self.keys.of(self.held.pop(tag)), self.keys.verdicts]
         push = "LPUSH" if last else "RPUSH"
-        return bool(GIVE_BACK.run(client, self.keys.of(me), [tag, message, push]))
+        return bool(GIVE_BACK.run(client, keys, [tag, message, push, "", ""]))
 
     def renew(self, client: Client, me: Incarnation) -> None:
         """Begin the visibility timeout of all that this worker holds anew."""
@@ -369,5 +288,5 @@ class Claims:
 
     def unknown(self, client: Client, me: Incarnation) -> Collection[str]:
         """Give the tags that the broker says this worker holds, and that it never got."""
-        tags = _execute(client, "HKEYS", self.keys.claims(me))
+        tags = execute(client, "HKEYS", self.keys.claims(me))
         return {tag.decode() for tag in tags if tag} - self.held.keys()

@@ -20,6 +20,7 @@ from kombu.utils.json import dumps, loads
 from redis.exceptions import NoScriptError
 
 from heartbeat_celery._claims import CLAIM, Claims, Popped
+from heartbeat_celery._running import Early, Running
 from heartbeat_core import Incarnation
 
 __all__ = ("ALIASES", "Channel", "SentinelChannel", "SentinelTransport", "Transport")
@@ -59,7 +60,7 @@ class QoS(stock.QoS):
     def ack(self, delivery_tag: str) -> None:
         """Delete a message that was dealt with, if it is still this worker's."""
         if self._holds(delivery_tag):
-            self._release(delivery_tag)
+            self._release(delivery_tag, self._early(delivery_tag))
             virtual.QoS.ack(self, delivery_tag)
         else:
             super().ack(delivery_tag)
@@ -87,10 +88,31 @@ class QoS(stock.QoS):
         claims: Claims | None = self.channel.claims
         return claims is not None and tag in claims.held and tag in self._delivered
 
-    def _release(self, tag: str) -> None:
-        with self.channel.conn_or_acquire() as client:
-            if not self.channel.claims.release(client, tag):
-                _say_taken(tag)
+    def _early(self, tag: str) -> Early | None:
+        """Tell whether a message is acknowledged although its task runs; never fails."""
+        running: Running | None = self.channel.running
+        if running is None:
+            return None
+        try:
+            return running.early(self._delivered[tag])
+        except Exception:
+            logger.exception("heartbeat: tasks that are acknowledged early are not kept any more")
+            self.channel.running = None
+            return None
+
+    def _release(self, tag: str, early: Early | None = None) -> None:
+        claims: Claims = self.channel.claims
+        me = claims.held[tag]
+        is_ours = True
+        try:
+            with self.channel.conn_or_acquire() as client:
+                is_ours = claims.release(client, tag, early.on_lost if early else "")
+        finally:
+            # Also when the answer was lost: then the broker may have kept it.
+            if early is not None and is_ours:
+                self.channel.running.add(me, early)
+        if not is_ours:
+            _say_taken(tag)
 
 
 class _Claiming(_Mixin):
@@ -98,6 +120,7 @@ class _Claiming(_Mixin):
 
     QoS = QoS
     claims: Claims | None = None
+    running: Running | None = None
     popped: Popped | None = None
     _claimant: Incarnation | None = None
     _asked = ""

@@ -1,26 +1,97 @@
 """Recovery: giving the claims of a dead incarnation back to their queues.
 
-Each message moves in one atomic step, from the claim to the head of the list that it came from.
-So anybody may recover, any number of observers at once, and whoever is killed in the middle
-leaves nothing half done: what is left is recovered by the others, or by the next who looks.
+Each message moves in one atomic step, from the claim to the head of the list that it came from; or
+to the dead-letter queue, if it has outlived as many owners as it may. So anybody may recover, any
+number of observers at once, and whoever is killed in the middle leaves nothing half done: what is
+left is recovered by the others, or by the next who looks.
 """
 
 import json
 import logging
+import time
 from typing import Any
 
 import attrs
+import redis
 
-from heartbeat_celery._claims import FENCE_TTL, GIVE_BACK, GIVE_BACK_MOVED, Client, Keys
+from heartbeat_celery._claims import FENCE_TTL, GIVE_BACK
+from heartbeat_celery._dead_letters import DEAD_LETTER, RECOVERIES
+from heartbeat_celery._keys import Keys
 from heartbeat_celery._kombu import mark_redelivered
+from heartbeat_celery._scripts import Client, Script, execute
+from heartbeat_celery._settings import RecoverySettings
+from heartbeat_celery._verdicts import Kind, Verdict, Verdicts
 from heartbeat_core import BeatError, Incarnation
 
-__all__ = ("RECOVERIES", "Recovery")
+__all__ = ("Recovered", "Recovery")
 
 logger = logging.getLogger("heartbeat_celery")
 
-RECOVERIES = "heartbeat_recoveries"
-"""The header in which a message carries how many of its owners died."""
+# Gives back what was moved to an incarnation and never arrived.
+GIVE_BACK_MOVED = Script("""
+local list = redis.call('HGET', KEYS[3], '')
+if not list then return {} end
+local items = {}
+while true do
+  local item = redis.call('LPOP', KEYS[6])
+  if not item then break end
+  redis.call('RPUSH', list, item)
+  items[#items + 1] = item
+end
+redis.call('HDEL', KEYS[3], '')
+return items
+""")
+
+# Ends what an incarnation had acknowledged and still ran: gives its message back to a list, posts
+# what has to be told of it, or both.
+END = Script("""
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
+local list = ARGV[2]
+local kind = list ~= '' and redis.call('TYPE', list)['ok']
+if kind and kind ~= 'list' and kind ~= 'none' then
+  return redis.error_reply('WRONGTYPE ' .. list .. ' is a ' .. kind .. ' instead of a list')
+end
+redis.call('HDEL', KEYS[1], ARGV[1])
+if list ~= '' then redis.call(ARGV[4], list, ARGV[3]) end
+if ARGV[5] ~= '' then redis.call('RPUSH', KEYS[2], ARGV[5]) end
+return 1
+""")
+
+
+@attrs.frozen
+class Recovered:
+    """A message that is back in its queue.
+
+    Attributes:
+        task_id: The id of its task; empty if it has none.
+        task: The name of its task; empty if it has none.
+        queue: Its queue.
+        recoveries: How often it has been recovered, this time included.
+    """
+
+    task_id: str
+    task: str
+    queue: str
+    recoveries: int
+
+
+@attrs.frozen
+class _Move:
+    """Where a message goes, and what is told of it.
+
+    Attributes:
+        list: The list to which it goes; empty if it is the one that it came from.
+        push: The command that puts it there.
+        message: What is put there.
+        verdict: What is posted; empty if nothing is.
+        recovered: What it is then, if it goes back.
+    """
+
+    list: str
+    push: str
+    message: str
+    verdict: str
+    recovered: Recovered | None
 
 
 @attrs.frozen
@@ -29,24 +100,28 @@ class Recovery:
 
     client: Client
     keys: Keys
+    settings: RecoverySettings = attrs.field(factory=RecoverySettings)
+    _said: set[bytes] = attrs.field(factory=set, init=False)
 
     def holders(self) -> dict[Incarnation, bool]:
-        """Tell which incarnations may have claims, and whether each is fenced already."""
+        """Tell which incarnations may hold anything, and whether each is fenced already."""
         found: dict[Incarnation, bool] = {}
-        for name in self.client.smembers(self.keys.holders):
+        for name in execute(self.client, "SMEMBERS", self.keys.holders):
             try:
                 incarnation = Incarnation.parse(name.decode())
             except (BeatError, UnicodeDecodeError):
                 logger.error("heartbeat: %r among the holders is no incarnation", name)
                 continue
-            found[incarnation] = bool(self.client.exists(self.keys.fence(incarnation)))
+            fenced = execute(self.client, "EXISTS", self.keys.fence(incarnation))
+            found[incarnation] = bool(fenced)
         return found
 
-    def recover(self, dead: Incarnation, *, left: bool = False) -> list[str]:
-        """Fence an incarnation and give back what it held; return the ids of the tasks.
+    def recover(self, dead: Incarnation, *, left: bool = False) -> list[Recovered]:
+        """Fence an incarnation and give back what it held; tell what is back in its queue.
 
         What comes back stands ahead of all that waits, the oldest first. A message that
-        cannot be read stays where it is, and is reported.
+        cannot be read or moved stays where it is, and is reported. What became of the others is
+        posted among the verdicts.
 
         Args:
             dead: Whose claims to give back.
@@ -57,63 +132,162 @@ class Recovery:
             redis.RedisError: The broker went away; call again.
         """
         client, keys = self.client, self.keys
-        if left and not self._holds_any(dead):
-            client.delete(keys.claims(dead))
-            client.srem(keys.holders, str(dead))
-            return []
-        client.set(keys.fence(dead), 1, ex=FENCE_TTL)
-        moved = [_task_of(item) for item in GIVE_BACK_MOVED.run(client, keys.of(dead), [])]
-        claims = client.hgetall(keys.claims(dead))
+        if not (left and self._holds_nothing(dead)):
+            execute(client, "SET", keys.fence(dead), 1, "EX", FENCE_TTL)
+        moved = self._give_back_moved(dead)
+        claims = execute(client, "HGETALL", keys.claims(dead))
         newest_first = sorted(claims, key=lambda tag: _time_of(claims[tag]), reverse=True)
-        returned: list[str] = []
+        recovered: list[Recovered] = []
         for tag in newest_first:
-            task = self._give_back(dead, tag, counted=not left)
-            if task is not None:
-                returned.append(task)
-        if not client.hlen(keys.claims(dead)):
-            client.srem(keys.holders, str(dead))
-        return returned[::-1] + moved
-
-    def _holds_any(self, owner: Incarnation) -> bool:
-        # The field without a name says for which list it waited.
-        fields = set(self.client.hkeys(self.keys.claims(owner))) - {b""}
-        return bool(fields or self.client.exists(self.keys.moved(owner)))
+            list_ = claims[tag].partition(b" ")[2].decode()
+            each = self._give_back(dead, tag, list_, counted=not left)
+            recovered += [each] if each else []
+        # After the claims: until now a late answer could turn one of them into one of these.
+        for tag, entry in execute(client, "HGETALL", keys.running(dead)).items():
+            each = self._end(dead, tag, entry, left=left)
+            recovered += [each] if each else []
+        Verdicts(client, keys).recover(dead)
+        if self._holds_nothing(dead):
+            execute(client, "DEL", keys.claims(dead))
+            execute(client, "SREM", keys.holders, str(dead))
+        return recovered[::-1] + moved
 
     def give_back(self, living: Incarnation, tag: str) -> None:
         """Give back one message that a living incarnation claimed and never got. Blocks."""
-        self._give_back(living, tag.encode(), counted=False)
+        self._give_back(living, tag.encode(), "", counted=False)
 
-    def _give_back(self, owner: Incarnation, tag: bytes, *, counted: bool) -> str | None:
-        raw = self.client.hget(self.keys.unacked, tag)
-        message: dict[str, Any] = {}
-        task = ""
+    def _holds_nothing(self, owner: Incarnation) -> bool:
+        keys = self.keys
+        # The field without a name says for which list it waited.
+        claimed = set(execute(self.client, "HKEYS", keys.claims(owner))) - {b""}
+        others = [keys.moved(owner), keys.running(owner), keys.taken_verdicts(owner)]
+        return not (claimed or execute(self.client, "EXISTS", *others))
+
+    def _give_back_moved(self, dead: Incarnation) -> list[Recovered]:
+        list_ = execute(self.client, "HGET", self.keys.claims(dead), "") or b""
+        queue = self.keys.queue_of(list_.decode())
+        items = GIVE_BACK_MOVED.run(self.client, self.keys.of(dead), [])
+        return [_read_recovered(item, queue) for item in items]
+
+    def _give_back(
+        self, owner: Incarnation, tag: bytes, list_: str, *, counted: bool
+    ) -> Recovered | None:
+        """Move a message that was claimed."""
+        raw = execute(self.client, "HGET", self.keys.unacked, tag)
+        move = _Move("", "RPUSH", "", "", None)
         if raw is not None:
             try:
-                message = json.loads(raw)[0]
-                mark_redelivered(message)
-                headers = message["headers"]
-                task = str(headers.get("id", ""))
-                if counted:
-                    headers[RECOVERIES] = int(headers.get(RECOVERIES, 0)) + 1
-            except (ValueError, TypeError, KeyError, LookupError, AttributeError) as exc:
-                logger.error(
-                    "heartbeat: message %s of %s cannot be read, and stays in %s: %r",
-                    tag.decode(errors="replace"),
-                    owner,
-                    self.keys.unacked,
-                    exc,
-                )
+                move = self._move(owner, list_, json.loads(raw)[0], counted=counted)
+            except (ValueError, TypeError, LookupError, AttributeError) as exc:
+                self._say(owner, tag, f"cannot be read, and stays in {self.keys.unacked}: {exc!r}")
                 return None
-        arguments = [tag, json.dumps(message), "RPUSH"]
-        moved = GIVE_BACK.run(self.client, self.keys.of(owner), arguments)
-        return task if moved else None
+        arguments = [tag, move.message, move.push, move.list, move.verdict]
+        keys = [*self.keys.of(owner), self.keys.verdicts]
+        is_done = self._run(GIVE_BACK, keys, arguments, owner, tag)
+        return move.recovered if is_done else None
+
+    def _end(self, owner: Incarnation, tag: bytes, entry: bytes, *, left: bool) -> Recovered | None:
+        """Move or report what was acknowledged, and ran."""
+        keys = self.keys
+        try:
+            on_lost, list_, (message, *_) = json.loads(entry)
+            if on_lost == "rerun":
+                move = self._move(owner, list_, message, counted=not left)
+                move = attrs.evolve(move, list=move.list or list_)
+            else:
+                verdict = self._verdict(Kind.LOST, owner, list_, message, left=left)
+                move = _Move("", "", "", verdict.dumps(), None)
+        except (ValueError, TypeError, LookupError, AttributeError) as exc:
+            self._say(owner, tag, f"cannot be read, and stays in {keys.running(owner)}: {exc!r}")
+            return None
+        arguments = [tag, move.list, move.message, move.push, move.verdict]
+        lists = [keys.running(owner), keys.verdicts]
+        return move.recovered if self._run(END, lists, arguments, owner, tag) else None
+
+    def _move(
+        self, owner: Incarnation, list_: str, message: dict[str, Any], *, counted: bool
+    ) -> _Move:
+        """Decide where a message goes."""
+        headers = message["headers"]
+        before = int(headers.get(RECOVERIES) or 0)
+        if counted and before >= self.settings.max_recoveries:
+            return self._to_dead_letters(owner, list_, message)
+        mark_redelivered(message)
+        if counted:
+            headers[RECOVERIES] = before + 1
+        recovered = _recovered(message, self.keys.queue_of(list_))
+        return _Move("", "RPUSH", json.dumps(message), "", recovered)
+
+    def _to_dead_letters(self, owner: Incarnation, list_: str, message: dict[str, Any]) -> _Move:
+        verdict = self._verdict(Kind.DEAD_LETTERED, owner, list_, message, left=False)
+        message["headers"][DEAD_LETTER] = {
+            "reason": verdict.reason,
+            "queue": list_.removeprefix(self.keys.prefix),
+            "recoveries": verdict.recoveries,
+            "owner": str(owner),
+            "at": time.time(),
+        }
+        return _Move(self.keys.dead_letters, "LPUSH", json.dumps(message), verdict.dumps(), None)
+
+    def _verdict(
+        self, kind: Kind, owner: Incarnation, list_: str, message: dict[str, Any], *, left: bool
+    ) -> Verdict:
+        return Verdict(
+            kind=kind,
+            node=owner.node,
+            incarnation=owner.number,
+            left=left,
+            queue=self.keys.queue_of(list_),
+            dead_letters=self.keys.queue_of(self.keys.dead_letters),
+            recoveries=int(message["headers"].get(RECOVERIES) or 0),
+            message=message,
+        )
+
+    def _run(
+        self,
+        script: Script,
+        keys: list[str],
+        arguments: list[Any],
+        owner: Incarnation,
+        tag: bytes,
+    ) -> bool:
+        """Run a script that moves one message, unless the broker refuses that."""
+        try:
+            return bool(script.run(self.client, keys, arguments))
+        except redis.ResponseError as exc:
+            if not str(exc).startswith("WRONGTYPE"):
+                raise
+            self._say(owner, tag, f"cannot be moved, and stays where it is: {exc}")
+            return False
+
+    def _say(self, owner: Incarnation, tag: bytes, what: str) -> None:
+        """Report a message once; it is looked at again and again."""
+        if tag not in self._said:
+            self._said.add(tag)
+            logger.error(
+                "heartbeat: message %s of %s %s",
+                tag.decode(errors="replace"),
+                owner,
+                what,
+                extra={"heartbeat_node": owner.node, "heartbeat_incarnation": owner.number},
+            )
 
 
-def _task_of(item: bytes) -> str:
+def _recovered(message: dict[str, Any], queue: str) -> Recovered:
+    headers = message["headers"]
+    return Recovered(
+        task_id=str(headers.get("id") or ""),
+        task=str(headers.get("task") or ""),
+        queue=queue,
+        recoveries=int(headers.get(RECOVERIES) or 0),
+    )
+
+
+def _read_recovered(item: bytes, queue: str) -> Recovered:
     try:
-        return str(json.loads(item)["headers"]["id"])
-    except (ValueError, TypeError, LookupError):
-        return "?"
+        return _recovered(json.loads(item), queue)
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return Recovered("", "", queue, 0)
 
 
 def _time_of(claim: bytes) -> float:

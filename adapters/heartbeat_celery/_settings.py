@@ -3,13 +3,62 @@
 from collections.abc import Mapping
 from typing import Any
 
+import attrs
+
 from heartbeat_core import SettingsError
 
-__all__ = ("ADAPTER_SETTINGS", "namespace_of", "shards_of")
+__all__ = (
+    "ADAPTER_SETTINGS",
+    "ON_LOST_OF_TASKS",
+    "RecoverySettings",
+    "namespace_of",
+    "shards_of",
+)
 
-ADAPTER_SETTINGS = ("namespace", "shards")
+ADAPTER_SETTINGS = ("max_recoveries", "namespace", "on_lost", "shards")
+
+ON_LOST = ("fail", "ignore")
+"""What may become of tasks that were acknowledged early and are gone with their worker."""
+
+ON_LOST_OF_TASKS = (*ON_LOST, "rerun")
+"""The same, as a task may ask for it."""
 
 MOST_SHARDS = 1024
+MOST_RECOVERIES = 1_000_000
+
+
+@attrs.frozen(kw_only=True)
+class RecoverySettings:
+    """What becomes of what the dead held.
+
+    Attributes:
+        max_recoveries: How many of its owners a message may outlive.
+        on_lost: What becomes of a task that was acknowledged early, unless it says otherwise
+            itself: ``"fail"``, its result is a failure, or ``"ignore"``.
+    """
+
+    max_recoveries: int = 3
+    on_lost: str = "fail"
+
+    @classmethod
+    def load(cls, conf: Mapping[str, Any], environ: Mapping[str, str]) -> "RecoverySettings":
+        """Gather them from the environment and an app's configuration.
+
+        Raises:
+            SettingsError: One is not what it must be. The message names it.
+        """
+        default = cls()
+        most = _count("max_recoveries", conf, environ, range(MOST_RECOVERIES + 1))
+        on_lost = _setting("on_lost", conf, environ)
+        if on_lost not in (None, *ON_LOST):
+            raise SettingsError(
+                f"heartbeat_on_lost ({on_lost!r}) must be 'fail' or 'ignore'; 'rerun' is for tasks "
+                "that ask for it"
+            )
+        return cls(
+            max_recoveries=default.max_recoveries if most is None else most,
+            on_lost=on_lost or default.on_lost,
+        )
 
 
 def namespace_of(conf: Mapping[str, Any], environ: Mapping[str, str], main: str | None) -> str:
@@ -36,16 +85,24 @@ def shards_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> int:
     Raises:
         SettingsError: It is not a whole number from 1 to 1024.
     """
-    shards = _setting("shards", conf, environ)
-    if isinstance(shards, str) and shards.isdecimal():
-        shards = int(shards)
-    if shards is None:
-        return 1
-    if isinstance(shards, bool) or not isinstance(shards, int) or not 1 <= shards <= MOST_SHARDS:
+    return _count("shards", conf, environ, range(1, MOST_SHARDS + 1)) or 1
+
+
+def _count(
+    name: str, conf: Mapping[str, Any], environ: Mapping[str, str], allowed: range
+) -> int | None:
+    """Give a setting that is a whole number; ``None`` if it is not set anywhere."""
+    value = _setting(name, conf, environ)
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value not in allowed:
         raise SettingsError(
-            f"heartbeat_shards ({shards!r}) must be a whole number from 1 to {MOST_SHARDS}"
+            f"heartbeat_{name} ({value!r}) must be a whole number from {allowed[0]} to "
+            f"{allowed[-1]}"
         )
-    return shards
+    return value
 
 
 def _setting(name: str, conf: Mapping[str, Any], environ: Mapping[str, str]) -> Any:

@@ -11,7 +11,12 @@ from kombu.transport import redis as stock
 
 from heartbeat_celery._agent import Agent
 from heartbeat_celery._kombu import ALIASES, SentinelTransport, Transport
-from heartbeat_celery._settings import ADAPTER_SETTINGS, namespace_of, shards_of
+from heartbeat_celery._settings import (
+    ADAPTER_SETTINGS,
+    RecoverySettings,
+    namespace_of,
+    shards_of,
+)
 from heartbeat_core import Settings, SettingsError
 
 __all__ = ("ConsumerStep", "WorkerStep")
@@ -91,7 +96,8 @@ def _agent_for(worker: Any) -> Agent | None:
         return None
     namespace = namespace_of(app.conf, os.environ, app.main)
     shards = shards_of(app.conf, os.environ)
-    agent = Agent(app, worker.hostname, namespace, settings, shards)
+    recovery = RecoverySettings.load(app.conf, os.environ)
+    agent = Agent(app, worker.hostname, namespace, settings, shards, recovery)
     app.conf.broker_transport = ALIASES[ours]
     return agent
 

@@ -10,9 +10,14 @@ import redis
 from kombu import Connection, Consumer, Producer, Queue
 
 from heartbeat_celery._agent import Agent
-from heartbeat_celery._claims import Claims, Keys
+from heartbeat_celery._claims import Claims
+from heartbeat_celery._dead_letters import DEAD_LETTER, RECOVERIES, DeadLetters
+from heartbeat_celery._keys import Keys
 from heartbeat_celery._kombu import Transport
-from heartbeat_celery._recovery import RECOVERIES, Recovery
+from heartbeat_celery._recovery import Recovery
+from heartbeat_celery._running import Early
+from heartbeat_celery._settings import RecoverySettings
+from heartbeat_celery._verdicts import Kind, Verdict, Verdicts
 from heartbeat_core import Incarnation
 
 A, B = Incarnation("a", 1), Incarnation("b", 1)
@@ -89,6 +94,19 @@ class World:
                     priority=priority,
                     headers={"id": f"task-{number}"},
                 )
+
+    def recovery_of(self, most: int) -> Recovery:
+        """Give one that recovers a message so often."""
+        return Recovery(self.client, self.keys, RecoverySettings(max_recoveries=most))
+
+    def verdicts(self) -> list[Verdict]:
+        """Give what has to be told, and is not taken by anybody yet."""
+        entries = self.client.lrange(self.keys.verdicts, 0, -1)
+        return [Verdict.loads(entry.partition(b" ")[2].decode()) for entry in entries]
+
+    def recover(self, dead: Incarnation) -> list[str]:
+        """Recover what it held, and give the ids of the tasks that are back in their queues."""
+        return [each.task_id for each in self.recovery.recover(dead)]
 
     def waiting(self, list_: str = "tasks") -> list[int]:
         """Give the numbers in a list, in the order in which they will be taken."""
@@ -169,8 +187,8 @@ def test_the_dead_lose_what_they_held_to_the_queue(world: World, idle: bool) -> 
     world.send(1, 2, 3)
     node.take(3)
     node.die()
-    assert world.recovery.recover(A) == ["task-1", "task-2", "task-3"]
-    assert world.recovery.recover(A) == []
+    assert world.recover(A) == ["task-1", "task-2", "task-3"]
+    assert world.recover(A) == []
     assert world.waiting() == [1, 2, 3]
     assert not world.client.exists("unacked", "unacked_index", "heartbeat:{test}:claims:a#1")
     assert not world.client.exists("heartbeat:{test}:holders")
@@ -235,7 +253,7 @@ def test_stock_consumers_are_never_touched(world: World) -> None:
     world.node(None).take(1)
     world.send(2)
     world.node(A).take(1)
-    assert world.recovery.recover(A) == ["task-2"]
+    assert world.recover(A) == ["task-2"]
     assert world.client.hlen("unacked") == 1
 
 
@@ -273,7 +291,7 @@ def test_nothing_is_lost_while_nobody_has_it(world: World) -> None:
     assert world.waiting() == []
     assert world.waiting("heartbeat:{test}:moved:a#1") == [1]
     node.die()
-    assert world.recovery.recover(A) == ["task-1"]
+    assert world.recover(A) == ["task-1"]
     assert world.waiting() == [1]
     assert world.recovery.holders() == {}
 
@@ -314,7 +332,7 @@ def test_priorities_are_waited_for_too(world: World) -> None:
     node.take(1)
     assert len(world.held(A)) == 2
     node.die()
-    assert world.recovery.recover(A) == ["task-1", "task-2"]
+    assert world.recover(A) == ["task-1", "task-2"]
     assert world.waiting("tasks\x06\x166") == [1, 2]
 
 
@@ -381,19 +399,23 @@ def test_a_recovery_that_is_cut_off_anywhere_is_finished_by_another(
     died = 0
     for commands in range(30):
         world.client.flushdb()
-        world.send(1, 2, 3)
+        world.send(1, 2, 3, 4, 5)
         node = world.node(A)
-        node.take(3)
+        _run_early(node, 2, on_lost="fail")
+        _run_early(node, 1, on_lost="rerun")
+        node.take(2)
         node.die()
-        world.send(4)
+        world.send(6)
         try:
             Recovery(_Mortal(world.client, commands), world.keys).recover(A)
         except _Killed:
             died += 1
         world.recovery.recover(A)
-        assert sorted(world.waiting()) == [1, 2, 3, 4], f"cut off after {commands} commands"
-        assert not world.client.exists("unacked", "unacked_index")
-    assert died > 8
+        assert sorted(world.waiting()) == [3, 4, 5, 6], f"cut off after {commands} commands"
+        assert sorted(each.task_id for each in world.verdicts()) == ["task-1", "task-2"]
+        assert not world.client.exists("unacked", "unacked_index", world.keys.running(A))
+        assert world.recovery.holders() == {}
+    assert died > 12
 
 
 def test_what_cannot_be_read_stays_and_is_reported(
@@ -405,7 +427,7 @@ def test_what_cannot_be_read_stays_and_is_reported(
     broken, _ = node.take(2)
     node.die()
     world.client.hset("unacked", broken.delivery_tag, b"\xff not JSON")
-    assert world.recovery.recover(A) == ["task-2"]
+    assert world.recover(A) == ["task-2"]
     assert world.client.hexists("unacked", broken.delivery_tag)
     assert broken.delivery_tag in caplog.text
     assert world.recovery.holders() == {A: True}
@@ -469,3 +491,228 @@ def test_a_key_prefix_is_kept(world: World) -> None:
     (message,) = world.node(B, **options).take(1)
     message.ack()
     assert not world.client.exists("them:unacked")
+
+
+def test_a_channels_prefix_is_put_before_keys_once(world: World) -> None:
+    """With a ``global_keyprefix`` too, what was claimed and never arrived goes back whole."""
+    options = {"global_keyprefix": "them:"}
+    with Connection(world.url, transport_options=options) as connection:
+        producer = Producer(connection)
+        producer.publish({"n": 1}, routing_key="tasks", declare=[PRIORITIES], headers={"id": "1"})
+    node = world.node(A, **options)
+    node.take(1)
+    node.channel.claims.held.clear()
+    agent = Agent(None, "a", "test", None)  # type: ignore[arg-type] # neither is needed here
+    agent.claims = node.channel.claims
+    agent.attach(node.channel)
+    assert world.waiting("them:tasks") == [1]
+
+
+class _Started:
+    """All that is acknowledged runs on."""
+
+    def __init__(self, on_lost: str) -> None:
+        self._on_lost = on_lost
+        self.added: list[str] = []
+
+    def early(self, message: Any) -> Early:
+        return Early(message.delivery_tag, None, self._on_lost)
+
+    def add(self, _me: Incarnation, early: Early) -> None:
+        self.added.append(early.tag)
+
+
+def _run_early(node: Node, count: int, *, on_lost: str) -> list[str]:
+    """Take messages, acknowledge them, and go on with them; give their tags."""
+    started = node.channel.running = _Started(on_lost)
+    for message in node.take(count):
+        message.ack()
+    node.channel.running = None
+    return started.added
+
+
+def test_what_outlived_its_owners_is_dead_lettered(world: World) -> None:
+    """After so many recoveries a message leaves its queue, whole, with the reason, once."""
+    world.send(1, priority=6)
+    (before,) = (json.loads(item) for item in world.client.lrange("tasks\x06\x166", 0, -1))
+    recovery = world.recovery_of(1)
+    for owner, expected in ((A, ["task-1"]), (B, [])):
+        node = world.node(owner)
+        node.take(1)
+        node.die()
+        assert [each.task_id for each in recovery.recover(owner)] == expected
+        assert recovery.recover(owner) == []
+    assert world.waiting("tasks\x06\x166") == []
+    assert not world.client.exists("unacked", "unacked_index")
+    letters = DeadLetters(world.client, world.keys)
+    ((letter,), others) = letters.read()
+    assert (letter.task_id, letter.recoveries, letter.owner, others) == ("task-1", 1, "b#1", 0)
+    assert letter.queue == "tasks\x06\x166"
+    assert "outlived 1 owner," in letter.reason
+    assert "heartbeat.test.dead-letters" in letter.reason
+    assert letter.message["body"] == before["body"]
+    assert letter.message["properties"]["delivery_tag"] == before["properties"]["delivery_tag"]
+    (verdict,) = world.verdicts()
+    assert (verdict.kind, verdict.node, verdict.queue) == (Kind.DEAD_LETTERED, "b", "tasks")
+    assert verdict.reason == letter.reason
+
+
+def test_kombu_can_consume_the_dead_letters(world: World) -> None:
+    """The dead letters are a queue as others are."""
+    _bury(world, 1, 2)
+    with Connection(world.url) as connection:
+        queue = connection.SimpleQueue("heartbeat.test.dead-letters")
+        messages = [queue.get(timeout=5), queue.get(timeout=5)]
+        assert {message.payload["n"] for message in messages} == {1, 2}
+        assert messages[0].headers[DEAD_LETTER]["queue"] == "tasks"
+        for message in messages:
+            message.ack()
+        queue.close()
+
+
+def _bury(world: World, *numbers: int) -> DeadLetters:
+    """Let messages die with their first owner."""
+    world.send(*numbers)
+    node = world.node(A)
+    node.take(len(numbers))
+    node.die()
+    world.recovery_of(0).recover(A)
+    world.client.delete(world.keys.fence(A))
+    return DeadLetters(world.client, world.keys)
+
+
+def test_dead_letters_go_back_as_if_they_had_had_no_owner(world: World) -> None:
+    """A dead letter that is queued again stands behind all others, and its count begins anew."""
+    letters = _bury(world, 1, 2, 3)
+    assert len(letters) == 3
+    world.send(4)
+    found, _ = letters.read()
+    second = next(letter for letter in found if letter.task_id == "task-2")
+    assert letters.requeue(second)
+    assert not letters.requeue(second)
+    assert world.waiting() == [4, 2]
+    assert letters.requeue_all() == 2
+    assert len(letters) == 0
+    assert sorted(world.waiting()) == [1, 2, 3, 4]
+    messages = world.node(B).take(4)
+    assert not any({RECOVERIES, DEAD_LETTER} & set(message.headers) for message in messages)
+
+
+def test_dead_letters_can_be_deleted(world: World) -> None:
+    """One or all of them go for ever; what else stands there is counted, and left alone."""
+    letters = _bury(world, 1, 2, 3)
+    world.client.rpush(world.keys.dead_letters, b"{}")
+    found, others = letters.read()
+    assert others == 1
+    assert letters.remove(found[0])
+    assert not letters.remove(found[0])
+    assert letters.purge() == 3
+    assert letters.purge() == 0
+
+
+def test_what_cannot_be_dead_lettered_stays(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """If the dead letters' name is taken by something else, one line says so; nothing is lost."""
+    world.send(1)
+    node = world.node(A)
+    node.take(1)
+    node.die()
+    world.client.set(world.keys.dead_letters, "not a list")
+    recovery = world.recovery_of(0)
+    for _ in range(2):
+        assert recovery.recover(A) == []
+        assert world.recovery.holders() == {A: True}
+    assert caplog.text.count("cannot be moved, and stays where it is: WRONGTYPE") == 1
+    assert world.client.hlen("unacked") == 1
+    assert world.verdicts() == []
+    world.client.delete(world.keys.dead_letters)
+    recovery.recover(A)
+    assert len(DeadLetters(world.client, world.keys)) == len(world.verdicts()) == 1
+    assert recovery.holders() == {}
+
+
+def test_what_is_acknowledged_early_is_kept_until_it_ends(world: World) -> None:
+    """The ack of a task that runs on keeps its message; its end deletes it."""
+    node = world.node(A)
+    world.send(1)
+    tags = _run_early(node, 1, on_lost="fail")
+    assert [key.decode() for key in world.client.hkeys(world.keys.running(A))] == tags
+    assert not world.client.exists("unacked", "unacked_index")
+    node.channel.claims.forget(world.client, {A: tags})
+    assert not world.client.exists(world.keys.running(A))
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_what_ran_on_is_told_or_queued_again(world: World, left: bool) -> None:
+    """Of what ran on, one kind is posted as lost, and the other is back in its queue, counted."""
+    node = world.node(A)
+    world.send(1, 2)
+    _run_early(node, 1, on_lost="fail")
+    _run_early(node, 1, on_lost="rerun")
+    node.die()
+    (recovered,) = world.recovery.recover(A, left=left)
+    assert world.recovery.recover(A, left=left) == []
+    assert (recovered.task_id, recovered.recoveries) == ("task-2", 0 if left else 1)
+    (verdict,) = world.verdicts()
+    assert (verdict.kind, verdict.task_id, verdict.left) == (Kind.LOST, "task-1", left)
+    assert world.waiting() == [2]
+    assert world.recovery.holders() == {}
+
+
+def test_what_is_run_again_comes_to_an_end_too(world: World) -> None:
+    """A task that asks to be run again when it is lost is dead-lettered as others are."""
+    world.send(1)
+    for owner in (A, B):
+        node = world.node(owner)
+        _run_early(node, 1, on_lost="rerun")
+        node.die()
+        world.recovery_of(1).recover(owner)
+    assert len(DeadLetters(world.client, world.keys)) == 1
+    assert [verdict.kind for verdict in world.verdicts()] == [Kind.DEAD_LETTERED]
+
+
+def test_a_zombie_that_acknowledges_early_keeps_nothing(world: World) -> None:
+    """What was taken over from a worker is not on record as running there."""
+    zombie = world.node(A)
+    world.send(1)
+    (message,) = zombie.take(1)
+    world.recovery.recover(A)
+    zombie.channel.running = started = _Started("fail")
+    message.ack()
+    assert started.added == []
+    assert not world.client.exists(world.keys.running(A))
+    assert world.waiting() == [1]
+
+
+def test_a_bug_in_the_account_of_what_runs_costs_no_ack(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If it cannot be told whether a task runs, its message is acknowledged all the same."""
+    node = world.node(A)
+    world.send(1, 2)
+    node.channel.running = object()
+    for message in node.take(2):
+        message.ack()
+    assert caplog.text.count("are not kept any more") == 1
+    assert not world.client.exists("unacked", world.keys.running(A))
+
+
+def test_what_a_dead_one_was_about_to_tell_another_tells(world: World) -> None:
+    """A verdict that was taken and not told is there again when its taker is recovered."""
+    _bury(world, 1)
+    verdicts = Verdicts(world.client, world.keys)
+    taken = verdicts.take(A)
+    assert taken is not None
+    assert verdicts.take(B) is None
+    assert verdicts.holds(taken)
+    assert world.recovery.holders() == {A: False}
+    world.recovery.recover(A)
+    assert not verdicts.holds(taken)
+    again = verdicts.take(B)
+    assert again is not None
+    assert (again.times, again.verdict()) == (2, taken.verdict())
+    verdicts.put_back(again, counted=False)
+    again = verdicts.take(B)
+    assert again is not None
+    assert again.times == 2
+    verdicts.done(again)
+    assert verdicts.take(B) is None

@@ -18,7 +18,7 @@ from fleet import Fleet, wait_for
 from heartbeat_core import shard_of
 
 POOLS = ["prefork", "solo", "threads"]
-ALARMS = ("suspect", "dead", "back in their queues", "Traceback")
+ALARMS = ("-> suspect", "-> dead", "back in their queues", "Traceback")
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_long_tasks_are_left_alone(fleet: Fleet) -> None:
             number += 1
     fleet.wait_ended(number, timeout=120)
     assert {len(records) for records in fleet.by_number("start").values()} == {1}
-    assert not [line for line in alarms(fleet) if "dead" in line or "back in" in line]
+    assert not [line for line in alarms(fleet) if "-> dead" in line or "back in" in line]
 
 
 @pytest.mark.parametrize("trickle", [False, True], ids=["full", "trickling"])
@@ -183,6 +183,8 @@ def test_a_fleet_in_shards_recovers_its_own_and_the_deserted(fleet: Fleet) -> No
         ({"CELERY_HEARTBEAT_FREQUNCY": "1"}, "did you mean 'frequency'?"),
         ({"CELERY_HEARTBEAT_NAMESPACE": "a b"}, "heartbeat_namespace ('a b') must be"),
         ({"CELERY_HEARTBEAT_SHARDS": "0"}, "heartbeat_shards (0) must be a whole number"),
+        ({"CELERY_HEARTBEAT_MAX_RECOVERIES": "-1"}, "heartbeat_max_recoveries ('-1') must be"),
+        ({"CELERY_HEARTBEAT_ON_LOST": "rerun"}, "heartbeat_on_lost ('rerun') must be 'fail' or"),
     ],
 )
 def test_a_wrong_setting_costs_no_work(fleet: Fleet, environ: dict[str, str], said: str) -> None:

@@ -30,17 +30,24 @@ def pool_of(url: str, key: str) -> ConnectionPool:
     if scheme == "unix" and not hasattr(socket, "AF_UNIX"):
         raise TransportError("there are no Unix sockets on this platform")
     try:
-        if scheme == "sentinel":
-            return _sentinel_pool(*_several(url, scheme, "redis"))
-        if scheme in {"redis+cluster", "rediss+cluster"}:
-            return _cluster_pool(*_several(url, scheme, scheme.partition("+")[0]), key)
-        return ConnectionPool.from_url(url)
+        pool = _pool_of(url, scheme, key)
+        # An option that redis-py does not know it would refuse only when it connects.
+        pool.connection_class(**pool.connection_kwargs)
     except (ValueError, TypeError):
         # Not from it: the cause may show a part of the URL that is a password.
         raise TransportError(
             "the URL is not one of redis://, rediss://, unix://, sentinel://, redis+cluster:// or "
             "rediss+cluster://, or has an option that redis-py does not know"
         ) from None
+    return pool
+
+
+def _pool_of(url: str, scheme: str, key: str) -> ConnectionPool:
+    if scheme == "sentinel":
+        return _sentinel_pool(*_several(url, scheme, "redis"))
+    if scheme in {"redis+cluster", "rediss+cluster"}:
+        return _cluster_pool(*_several(url, scheme, scheme.partition("+")[0]), key)
+    return ConnectionPool.from_url(url)
 
 
 def _several(urls: str, scheme: str, like: str) -> tuple[list[Node], dict[str, Any]]:

@@ -86,6 +86,8 @@ def test_of_a_cluster_some_nodes_are_named(scheme: str, kind: type) -> None:
 @pytest.mark.parametrize(
     "url",
     [
+        *("redis://user:secret@host/0?foo=1", "sentinel://host/0?foo=1"),
+        *("redis+cluster://user:secret@host?foo=1", "unix:///secret?foo=1"),
         *("", "nonsense", "amqp://user:secret@host//", "redis://user:secret@host:port/"),
         *("http://secret@host", "sentinel://:secret@host;redis://other", "sentinel://h:x"),
         *("redis+cluster://:secret@host:7000;rediss+cluster://other", "redis+cluster://h:secret"),

@@ -30,7 +30,7 @@ from heartbeat_celery._work import Work
 from heartbeat_core import Heartbeat, Incarnation, Settings, run_loop, shard_of
 from heartbeat_redis import RedisTransport
 
-__all__ = ("Agent",)
+__all__ = ("Agent", "pool_and_keys")
 
 logger = logging.getLogger("heartbeat_celery")
 
@@ -192,7 +192,7 @@ class Agent:
         said = False
         while not self._stopping.is_set():
             try:
-                return await in_thread(lambda: _pool_and_keys(self.app, self.namespace))
+                return await in_thread(lambda: pool_and_keys(self.app, self.namespace))
             except Exception as exc:  # noqa: BLE001 - whatever Kombu and its brokers raise
                 if not said:
                     logger.warning(
@@ -203,8 +203,8 @@ class Agent:
         return None
 
 
-def _pool_and_keys(app: Celery, namespace: str) -> tuple[redis.ConnectionPool, Keys]:
-    """Ask Kombu how it connects. Blocks."""
+def pool_and_keys(app: Celery, namespace: str) -> tuple[redis.ConnectionPool, Keys]:
+    """Ask Kombu how it connects to Redis, and where it keeps what. Blocks."""
     with app.connection_for_read() as connection:
         channel: Any = connection.default_channel
         pool = channel._get_pool()  # noqa: SLF001 - the one place that knows TLS, Sentinel, ...

@@ -4,7 +4,7 @@ import pytest
 
 from heartbeat_celery._brokers import BrokerError, _as_redis_py, transport_for
 from heartbeat_celery._commands.fleet import Fleet
-from heartbeat_core import Settings, shard_of
+from heartbeat_core import MemoryTransport, Settings, shard_of
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,11 @@ def test_how_kombu_spells_it(kombu: str, redis_py: str) -> None:
 def test_every_node_has_a_shard_that_is_watched() -> None:
     """The namespaces that are watched are those in which nodes beat, and no others."""
     fleet = Fleet(
-        broker="memory://", namespace="fleet", shards=5, key_prefix="", settings=Settings()
+        connect=lambda each: MemoryTransport(namespace=each),
+        namespace="fleet",
+        shards=5,
+        settings=Settings(),
     )
     beaten_in = {shard_of("fleet", f"node-{number}", 5) for number in range(1000)}
     assert beaten_in == set(fleet.namespaces)
-    assert "memory" not in repr(fleet)
+    assert "Memory" not in repr(fleet)

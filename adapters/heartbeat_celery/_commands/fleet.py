@@ -19,17 +19,15 @@ class Fleet:
     """A fleet on a broker, in one shard or in several.
 
     Attributes:
-        broker: The broker's URL.
+        connect: Makes the transport of a namespace; connects to nothing yet.
         namespace: The fleet's name.
         shards: Into how many it is split.
-        key_prefix: What is put before every key, if the broker is Redis.
         settings: How to beat and judge.
     """
 
-    broker: str = attrs.field(repr=False)
+    connect: Callable[[str], Transport] = attrs.field(repr=False)
     namespace: str
     shards: int
-    key_prefix: str
     settings: Settings
 
     @classmethod
@@ -49,10 +47,9 @@ class Fleet:
             BrokerError: Nothing here speaks to such a broker.
         """
         fleet = cls(
-            broker=broker,
+            connect=lambda each: transport_for(broker, namespace=each, key_prefix=key_prefix),
             namespace=namespace_of({"heartbeat_namespace": namespace}, {}, None),
             shards=shards_of({"heartbeat_shards": shards}, {}),
-            key_prefix=key_prefix,
             settings=Settings.load(environ=os.environ, known=ADAPTER_SETTINGS, frequency=frequency),
         )
         fleet.transport(fleet.namespace)
@@ -65,7 +62,7 @@ class Fleet:
 
     def transport(self, namespace: str) -> Transport:
         """Make the transport of a shard; it connects to nothing yet."""
-        return transport_for(self.broker, namespace=namespace, key_prefix=self.key_prefix)
+        return self.connect(namespace)
 
     def transport_of(self, node: str) -> Transport:
         """Make the transport of the shard that a node belongs to."""

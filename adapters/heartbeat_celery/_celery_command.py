@@ -1,0 +1,202 @@
+"""``celery -A app heartbeat``: the fleet of an app, and its dead letters."""
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import click
+import kombu.exceptions
+import redis
+from celery import Celery
+from kombu.transport import redis as kombu_redis
+
+from heartbeat_celery._agent import pool_and_keys
+from heartbeat_celery._commands.fleet import Fleet
+from heartbeat_celery._commands.interrupts import run
+from heartbeat_celery._commands.output import log_to_stderr, utc
+from heartbeat_celery._commands.status import report
+from heartbeat_celery._commands.watch import watch as watch_fleet
+from heartbeat_celery._dead_letters import DeadLetter, DeadLetters
+from heartbeat_celery._events import EventsTransport
+from heartbeat_celery._settings import ADAPTER_SETTINGS, namespace_of, shards_of
+from heartbeat_core import Settings, SettingsError, Transport, TransportError
+from heartbeat_redis import RedisTransport
+
+__all__ = ("heartbeat",)
+
+USAGE_ERROR, NO_BROKER, INTERRUPTED = 2, 3, 130
+NOT_FOUND = 1
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+events_option = click.option(
+    "--events",
+    is_flag=True,
+    help="Hear the workers' own events, for workers without heartbeat-core, and on RabbitMQ.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def heartbeat() -> None:
+    """Who is alive, who is dead, and what was left behind (heartbeat-core)."""
+
+
+@heartbeat.group("dead-letters")
+def dead_letters() -> None:
+    """Messages that outlived as many workers as they may."""
+
+
+def _of_the_app(command: Callable[..., int]) -> Callable[..., None]:
+    """Give a command the app, and exit codes."""
+
+    @click.pass_context
+    @functools.wraps(command)
+    def wrapped(context: click.Context, /, **options: Any) -> None:
+        log_to_stderr()
+        try:
+            code = command(context.obj.app, **options)
+        except (SettingsError, click.UsageError) as exc:
+            _say(exc, USAGE_ERROR)
+        except (TransportError, redis.RedisError, kombu.exceptions.OperationalError) as exc:
+            _say(f"the broker cannot be reached: {exc}", NO_BROKER)
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        sys.exit(code)
+
+    return wrapped
+
+
+@heartbeat.command()
+@click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="How long to listen.")
+@events_option
+@as_json_option
+@_of_the_app
+def status(app: Celery, *, wait: float | None, events: bool, as_json: bool) -> int:
+    """Print the fleet once; exits like the command heartbeat."""
+    fleet = _fleet(app, events=events)
+    return run(lambda: report(fleet, wait=wait, as_json=as_json), interrupted=INTERRUPTED)
+
+
+@heartbeat.command()
+@click.option("--for", "seconds", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS")
+@events_option
+@as_json_option
+@_of_the_app
+def watch(app: Celery, *, seconds: float | None, events: bool, as_json: bool) -> int:
+    """Watch who comes, is suspected, dies and goes, until Ctrl-C."""
+    fleet = _fleet(app, events=events)
+    return run(lambda: watch_fleet(fleet, seconds=seconds, as_json=as_json), interrupted=0)
+
+
+@dead_letters.command("list")
+@click.option("--most", type=click.IntRange(min=1), default=1000, show_default=True)
+@as_json_option
+@_of_the_app
+def list_(app: Celery, *, most: int, as_json: bool) -> int:
+    """List them, the oldest first."""
+    letters, others = _dead_letters(app).read(most)
+    if as_json:
+        click.echo(json.dumps([_object(each) for each in letters]))
+        return 0
+    for each in letters:
+        click.echo(f"{utc(each.at)}  {each.task_id}  {each.task}  {each.queue}: {each.reason}")
+    click.echo(f"{len(letters)} dead letters" + (f", {others} unreadable" if others else ""))
+    return 0
+
+
+@dead_letters.command()
+@click.argument("task_id")
+@_of_the_app
+def show(app: Celery, *, task_id: str) -> int:
+    """Print one whole, as JSON."""
+    for each in _found(app, task_id):
+        click.echo(json.dumps({**_object(each), "message": each.message}))
+        return 0
+    return NOT_FOUND
+
+
+@dead_letters.command()
+@click.argument("task_id", required=False)
+@click.option("--all", "every", is_flag=True, help="Requeue all that are there now.")
+@_of_the_app
+def requeue(app: Celery, *, task_id: str | None, every: bool) -> int:
+    """Put one back into its queue, or all, as if no worker had died of them."""
+    if every is (task_id is not None):
+        raise click.UsageError("give the id of a task, or --all")
+    letters = _dead_letters(app)
+    if every:
+        click.echo(f"{letters.requeue_all()} messages are back in their queues")
+        return 0
+    count = sum(letters.requeue(each) for each in _found(app, str(task_id)))
+    click.echo(f"{count} messages are back in their queues")
+    return 0 if count else NOT_FOUND
+
+
+@dead_letters.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_of_the_app
+def purge(app: Celery, *, yes: bool) -> int:
+    """Delete all of them for ever."""
+    letters = _dead_letters(app)
+    if not yes:
+        click.confirm(f"Delete {len(letters)} dead letters for ever?", abort=True)
+    click.echo(f"{letters.purge()} dead letters are deleted")
+    return 0
+
+
+def _fleet(app: Celery, *, events: bool) -> Fleet:
+    namespace = namespace_of(app.conf, os.environ, app.main)
+    settings = Settings.load(app.conf, os.environ, known=ADAPTER_SETTINGS)
+    if events:
+
+        def listen(each: str) -> Transport:
+            return EventsTransport(app, namespace=each)
+
+        return Fleet(connect=listen, namespace=namespace, shards=1, settings=settings)
+    _must_be_redis(app, "try --events")
+    pool, keys = pool_and_keys(app, namespace)
+
+    def connect(each: str) -> Transport:
+        return RedisTransport(pool=pool, namespace=each, key_prefix=keys.prefix)
+
+    shards = shards_of(app.conf, os.environ)
+    return Fleet(connect=connect, namespace=namespace, shards=shards, settings=settings)
+
+
+def _dead_letters(app: Celery) -> DeadLetters:
+    _must_be_redis(app, "there are no dead letters elsewhere")
+    pool, keys = pool_and_keys(app, namespace_of(app.conf, os.environ, app.main))
+    return DeadLetters(redis.Redis(connection_pool=pool), keys)
+
+
+def _must_be_redis(app: Celery, otherwise: str) -> None:
+    kind = app.connection_for_read().get_transport_cls()
+    if not issubclass(kind, kombu_redis.Transport):
+        raise SettingsError(f"the broker of {app.main} is not Redis or Valkey: {otherwise}")
+
+
+def _found(app: Celery, task_id: str) -> list[DeadLetter]:
+    letters = _dead_letters(app)
+    found = [each for each in letters.read(len(letters) or 1)[0] if each.task_id == task_id]
+    if not found:
+        click.echo(f"heartbeat: no dead letter is of the task {task_id}", err=True)
+    return found
+
+
+def _object(letter: DeadLetter) -> dict[str, Any]:
+    return {
+        "task_id": letter.task_id,
+        "task": letter.task,
+        "queue": letter.queue,
+        "reason": letter.reason,
+        "recoveries": letter.recoveries,
+        "owner": letter.owner,
+        "at": utc(letter.at),
+    }
+
+
+def _say(why: object, code: int) -> NoReturn:
+    click.echo(f"heartbeat: {' '.join(str(why).split())}", err=True)
+    sys.exit(code)

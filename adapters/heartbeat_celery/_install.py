@@ -22,7 +22,11 @@ def install(app: Celery) -> None:
         app: The app whose workers beat, judge each other and recover what the dead held.
     """
     try:
-        from heartbeat_celery._steps import ConsumerStep, WorkerStep  # noqa: PLC0415
+        from heartbeat_celery._steps import (  # noqa: PLC0415
+            ConsumerStep,
+            WorkerStep,
+            worker_options,
+        )
     except ImportError as exc:
         # A worker whose broker is not Redis may do without it; none may fail for it.
         logger.warning(
@@ -41,6 +45,8 @@ def install(app: Celery) -> None:
         )
     app.steps["worker"].add(WorkerStep)
     app.steps["consumer"].add(ConsumerStep)
+    for option in worker_options():
+        app.user_options["worker"].add(option)
 
 
 def _has_running_worker(app: Celery) -> bool:

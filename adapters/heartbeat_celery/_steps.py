@@ -5,6 +5,8 @@ import logging
 import os
 from typing import Any
 
+import attrs
+import click
 import redis
 from celery import bootsteps
 from kombu.transport import redis as stock
@@ -19,7 +21,7 @@ from heartbeat_celery._settings import (
 )
 from heartbeat_core import Settings, SettingsError
 
-__all__ = ("ConsumerStep", "WorkerStep")
+__all__ = ("ConsumerStep", "WorkerStep", "worker_options")
 
 logger = logging.getLogger("heartbeat_celery")
 
@@ -38,7 +40,8 @@ class WorkerStep(bootsteps.StartStopStep):
         super().__init__(worker, **kwargs)
         worker.heartbeat_agent = None
         try:
-            worker.heartbeat_agent = _agent_for(worker)
+            given = {name: kwargs.get(f"heartbeat_{name}") for name in _names()}
+            worker.heartbeat_agent = _agent_for(worker, given)
         except SettingsError as exc:
             logger.error("heartbeat: off, since a setting is wrong: %s", exc)
         except Exception:
@@ -78,10 +81,26 @@ class ConsumerStep(bootsteps.StartStopStep):
         """Do nothing: the channel goes, and its claims are given back, with the connection."""
 
 
-def _agent_for(worker: Any) -> Agent | None:
+def worker_options() -> list[click.Option]:
+    """Give the options of ``celery worker`` that stand for the settings, one each."""
+    return [
+        click.Option(
+            [f"--heartbeat-{field.name.replace('_', '-')}"],
+            type=field.type,
+            help=f"heartbeat-core: overrides the setting heartbeat_{field.name}.",
+        )
+        for field in attrs.fields(Settings)
+    ]
+
+
+def _names() -> list[str]:
+    return [field.name for field in attrs.fields(Settings)]
+
+
+def _agent_for(worker: Any, given: dict[str, Any]) -> Agent | None:
     """Set up the agent of a worker; ``None`` if it is switched off or cannot work here."""
     app = worker.app
-    settings = Settings.load(app.conf, os.environ, known=ADAPTER_SETTINGS)
+    settings = Settings.load(app.conf, os.environ, known=ADAPTER_SETTINGS, **given)
     if not settings.enabled:
         return None
     transport = app.connection_for_read().get_transport_cls()

@@ -1,5 +1,6 @@
 """The main job, with real workers on a real broker: kills, stops, long tasks, bad input."""
 
+import json
 import pathlib
 import signal
 import subprocess
@@ -195,6 +196,20 @@ def test_a_wrong_setting_costs_no_work(fleet: Fleet, environ: dict[str, str], sa
     fleet.wait_ended(1)
     assert len(worker.lines(said)) == 1
     assert not worker.lines("Traceback")
+
+
+def test_an_option_of_the_worker_overrides_a_setting(fleet: Fleet) -> None:
+    """What is said in the shell comes before the environment; a mistake there is told like any."""
+    fleet.environ["CELERY_HEARTBEAT_FREQUENCY"] = "0.5"
+    quick = fleet.start("quick", "--heartbeat-frequency", "0.25", pool="solo")
+    wrong = fleet.start("wrong", "--heartbeat-max-freq", "9", pool="solo")
+    off = fleet.start("off", "--heartbeat-enabled", "false", pool="solo")
+    fleet.wait_ready(quick, wrong, off)
+    beat = json.loads(fleet.client.get("heartbeat:{fleet}:beat:quick@here"))  # type: ignore[arg-type]
+    assert beat["g"] == 0.25
+    assert wrong.lines("max_freq (9.0 s) must not exceed min_freq (4.0 s)")
+    assert not off.lines("heartbeat:")
+    assert list(fleet.client.scan_iter("*:beat:*")) == ["heartbeat:{fleet}:beat:quick@here"]
 
 
 def test_switched_off_it_does_nothing(fleet: Fleet) -> None:

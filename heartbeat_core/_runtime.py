@@ -374,6 +374,10 @@ class Heartbeat:
                             retry.reset()
             except TransportError as exc:
                 self._outage.begin("contend", exc)
+                if self._seated is None:
+                    # Nobody has to wait for that: it beats all the same.
+                    self._seated = False
+                    self._news.tell()
                 await retry.wait()
 
     async def _keep_observing(self) -> None:

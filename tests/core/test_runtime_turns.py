@@ -3,6 +3,8 @@
 import logging
 import pathlib
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import anyio
 import pytest
@@ -15,9 +17,11 @@ from heartbeat_core import (
     BlockingHeartbeat,
     Cause,
     Heartbeat,
+    Incarnation,
     MemoryBroker,
     MemoryTransport,
     State,
+    TransportError,
     all_shards,
     shard_of,
 )
@@ -100,6 +104,30 @@ async def test_an_observer_stays_one_while_the_broker_is_away() -> None:
             await until(lambda: states(a)["b"] is DEAD)
             assert Cause.FIRST_BEAT not in follower.causes("b")
             tasks.cancel_scope.cancel()
+
+
+async def test_who_cannot_contend_beats_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    """A broker that gives out no seat costs one line; the node is known, and others see it."""
+
+    class Seatless(MemoryTransport):
+        @asynccontextmanager
+        async def contend(
+            self, incarnation: Incarnation, seats: int
+        ) -> AsyncIterator[AsyncIterator[bool]]:
+            if incarnation:
+                raise TransportError("no permission for that")
+            async with super().contend(incarnation, seats) as answers:
+                yield answers
+
+    broker = MemoryBroker()
+    b = Peer(broker, "b")
+    with anyio.fail_after(20):
+        async with running(b), Heartbeat("a", Seatless(broker), settings=FAST) as a:
+            await a.wait_joined()
+            assert not a.observing
+            await until(lambda: states(b) == {"a": ALIVE, "b": ALIVE})
+            await anyio.sleep(0.3)
+    assert caplog.text.count("a lost the broker: no permission for that") == 1
 
 
 async def test_who_is_declared_dead_contends_as_somebody_new() -> None:

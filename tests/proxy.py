@@ -23,6 +23,7 @@ class Proxy:
         self.up = self.down = 0
         self._cut_up = self._cut_down = False
         self._refuse = False
+        self._unsettled: list[threading.Event] = []
         self._other: dict[socket.socket, socket.socket] = {}
         self._clients: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -42,7 +43,7 @@ class Proxy:
     def cut(self, *, up: bool = True, down: bool = True) -> None:
         """Let nothing through any more, without a word to anybody: what is sent waits."""
         self._cut_up, self._cut_down = up, down
-        self._poke()
+        self._settle()
 
     def heal(self) -> None:
         """Let everything through again, what has waited first."""
@@ -62,6 +63,13 @@ class Proxy:
                     sock.shutdown(socket.SHUT_RDWR)
         self._poke()
 
+    def _settle(self) -> None:
+        """Wait until the thread does what was said: nothing of before is still on its way."""
+        settled = threading.Event()
+        self._unsettled.append(settled)
+        self._poke()
+        assert settled.wait(5)
+
     # -- in the thread ------------------------------------------------------------------------
 
     def _poke(self) -> None:
@@ -70,6 +78,8 @@ class Proxy:
 
     def _run(self) -> None:
         while not self._closed:
+            while self._unsettled:
+                self._unsettled.pop().set()
             listening = [self._listener, self._woken]
             readable, _, _ = select.select([*listening, *self._readers()], [], [], 1.0)
             for sock in readable:

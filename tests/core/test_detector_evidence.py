@@ -694,6 +694,33 @@ def test_a_kept_beat_from_before_is_no_proof(world: World) -> None:
     assert world.states() == {"a": DEAD}
 
 
+# -- echoes of those who only watch --------------------------------------------------------------
+
+
+def test_the_echo_of_a_watcher_says_nothing_to_others(world: World) -> None:
+    """Who only watches is no node: nobody meets it, and nothing is counted."""
+    assert not world.beat("watcher", kind=Kind.ECHO)
+    assert world.states() == {}
+    assert world.detector.dropped == {}
+    world.beat("a")
+    world.pass_time(1.5)
+    assert not world.beat("a", kind=Kind.ECHO)
+    assert world.detector.nodes()[0].silence == pytest.approx(1.5)
+
+
+def test_by_its_own_echo_a_watcher_hears_itself() -> None:
+    """It judges as of its echoes, as nodes do as of their beats."""
+    world = World()
+    me = world.detector.me
+    world.beat("a")
+    for second in range(5):
+        world.now += 1.0
+        echo = Beat(incarnation=me, sequence=10 + second, sent=0, gap=1, kind=Kind.ECHO)
+        assert not world.detector.observe(echo, world.now)
+        world.check()
+    assert world.states() == {"a": DEAD}
+
+
 # -- limits, from both sides --------------------------------------------------------------------
 
 

@@ -808,3 +808,16 @@ def test_tombstones_go_one_by_one(world: World) -> None:
     assert set(world.states()) == {"b", "c"}
     world.pass_time(0.5)
     assert set(world.states()) == {"c"}
+
+
+def test_goodbyes_are_forgotten_one_by_one(world: World) -> None:
+    """Who left first may come back first as who it was, whoever left after it."""
+    for node in "ab":
+        world.beat(node)
+        world.beat(node, kind=Kind.GOODBYE)
+        world.pass_time(30)
+    world.pass_time(1)
+    for node in "ab":
+        world.beat(node)
+    assert world.states() == {"a": ALIVE}
+    assert world.detector.dropped == {"outdated": 1}

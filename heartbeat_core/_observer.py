@@ -163,13 +163,15 @@ class Observer:
             now = anyio.current_time()
             if now - planned > self._settings.frequency / 2:
                 self.detector.oversleep(now, now - planned)
+                # What came meanwhile has yet to be read.
+                self._subscribed_at = max(self._subscribed_at, now)
             self._hear(now)
             self._count()
 
     def _hear(self, now: float) -> None:
         """Listen anew if nothing comes back for long: some brokers lose a listener silently."""
         since = max(self._subscribed_at, self.detector.heard_self_at or -math.inf)
-        if now - since > self._settings.min_freq:
+        if now - since > self._settings.min_freq + 2 * self._settings.frequency:
             self._subscribed_at = math.inf
             self._subscription.cancel()
 

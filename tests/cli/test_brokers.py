@@ -12,8 +12,8 @@ from heartbeat_core import MemoryTransport, Settings, shard_of
     [
         ("redis://localhost", "RedisTransport"),
         ("rediss://localhost?ssl_cert_reqs=CERT_NONE", "RedisTransport"),
-        ("unix:///tmp/redis.sock?db=1", "RedisTransport"),
-        ("redis+socket:///tmp/redis.sock?virtual_host=1", "RedisTransport"),
+        ("unix:///run/redis.sock?db=1", "RedisTransport"),
+        ("redis+socket:///run/redis.sock?virtual_host=1", "RedisTransport"),
         ("sentinel://localhost;sentinel://127.0.0.1/0?master_name=mine", "RedisTransport"),
         ("redis+cluster://localhost", "RedisTransport"),
         ("amqp://localhost//", "AmqpTransport"),

@@ -1,6 +1,7 @@
 """The runtime when something goes wrong: it goes on, and nobody is hurt."""
 
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 
@@ -395,3 +396,18 @@ async def test_who_hears_nothing_any_more_listens_anew() -> None:
                 await anyio.sleep(0.01)
             assert deaf not in broker.subscribers
             assert [each.state for each in transitions.rest()] == []
+
+
+@pytest.mark.anyio
+async def test_the_tightest_settings_are_no_reason_to_listen_anew() -> None:
+    """Where all gaps are the same, an echo that is due is not missed yet, nor after a pause."""
+    broker = MemoryBroker()
+    tight = Settings(frequency=0.2, max_freq=0.2, min_freq=0.2, expire=3.0, disconnect_interval=0.1)
+    with anyio.fail_after(20):
+        async with Heartbeat("a", MemoryTransport(broker), settings=tight) as a:
+            await a.wait_joined()
+            (first,) = broker.subscribers
+            await anyio.sleep(1.5)
+            time.sleep(1.0)
+            await anyio.sleep(0.5)
+            assert broker.subscribers == {first}

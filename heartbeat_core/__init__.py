@@ -8,7 +8,7 @@ from heartbeat_core._beat import Beat, Incarnation, Kind, Status, decode, encode
 from heartbeat_core._blocking import BlockingHeartbeat
 from heartbeat_core._detector import Detector
 from heartbeat_core._errors import BeatError, HeartbeatError, SettingsError, TransportError
-from heartbeat_core._fork import no_fork, run_loop
+from heartbeat_core._fork import in_thread, no_fork, run_loop
 from heartbeat_core._looks import Connections
 from heartbeat_core._memory import MemoryBroker, MemoryTransport
 from heartbeat_core._record import NodeView
@@ -46,6 +46,7 @@ __all__ = (
     "all_shards",
     "decode",
     "encode",
+    "in_thread",
     "next_state",
     "no_fork",
     "run_loop",

@@ -16,8 +16,9 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import Any, TypeVar
 
 import anyio
+import anyio.to_thread
 
-__all__ = ("no_fork", "run_loop")
+__all__ = ("in_thread", "no_fork", "run_loop")
 
 T = TypeVar("T")
 
@@ -90,6 +91,25 @@ def no_fork() -> Generator[None]:
         yield
     finally:
         _gate.leave()
+
+
+async def in_thread(call: Callable[[], T], threads: anyio.CapacityLimiter | None = None) -> T:
+    """Run in a worker thread what blocks for a round trip, or a few; the process forks after it.
+
+    If it is cancelled the thread goes on, and nobody waits for it. Raises what the call raises.
+
+    Args:
+        call: What to run.
+        threads: How many may run at once. A transport has a limiter of its own: in an application
+            that has none of anyio's default threads left it would have no heartbeat, and be taken
+            for dead.
+    """
+
+    def run() -> T:
+        with no_fork():
+            return call()
+
+    return await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=threads)
 
 
 class _RestingSelector(selectors.DefaultSelector):

@@ -24,10 +24,10 @@ from heartbeat_celery._keys import Keys
 from heartbeat_celery._recovery import Recovery
 from heartbeat_celery._running import Running
 from heartbeat_celery._settings import RecoverySettings
-from heartbeat_celery._threads import RETRY, in_thread
+from heartbeat_celery._threads import RETRY
 from heartbeat_celery._verdicts import Verdicts
 from heartbeat_celery._work import Work
-from heartbeat_core import Heartbeat, Incarnation, Settings, run_loop, shard_of
+from heartbeat_core import Heartbeat, Incarnation, Settings, in_thread, run_loop, shard_of
 from heartbeat_redis import RedisTransport
 
 __all__ = ("Agent", "pool_and_keys")

@@ -13,8 +13,7 @@ from celery.utils.dispatch import Signal
 
 from heartbeat_celery import signals
 from heartbeat_celery._recovery import Recovered
-from heartbeat_celery._threads import in_thread
-from heartbeat_core import Cause, Incarnation, State, Transition
+from heartbeat_core import Cause, Incarnation, State, Transition, in_thread
 
 __all__ = ("Announcer",)
 

@@ -14,9 +14,9 @@ from celery import Celery
 
 from heartbeat_celery import signals
 from heartbeat_celery._results import Results
-from heartbeat_celery._threads import RETRY, in_thread, until_done
+from heartbeat_celery._threads import RETRY, until_done
 from heartbeat_celery._verdicts import Kind, Taken, Verdict, Verdicts
-from heartbeat_core import Incarnation
+from heartbeat_core import Incarnation, in_thread
 
 __all__ = ("Delivery",)
 

@@ -1,32 +1,21 @@
-"""What blocks, run in worker threads of the agent's event loop."""
+"""What blocks, until the broker answers."""
 
 import logging
 from collections.abc import Callable
 from typing import TypeVar
 
 import anyio
-import anyio.to_thread
 import redis
 
-from heartbeat_core import no_fork
+from heartbeat_core import in_thread
 
-__all__ = ("RETRY", "in_thread", "until_done")
+__all__ = ("RETRY", "until_done")
 
 logger = logging.getLogger("heartbeat_celery")
 
 T = TypeVar("T")
 
 RETRY = 1.0
-
-
-async def in_thread(call: Callable[[], T]) -> T:
-    """Run what blocks for a round trip or a few."""
-
-    def run() -> T:
-        with no_fork():
-            return call()
-
-    return await anyio.to_thread.run_sync(run, abandon_on_cancel=True)
 
 
 async def until_done(call: Callable[[], T]) -> T:

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Generic, Self, TypeVar
 
@@ -17,10 +17,10 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from heartbeat_core import TransportError, no_fork
+from heartbeat_core import TransportError, in_thread, no_fork
 from heartbeat_kombu._line import BACKLOG, GOODBYE, Broker, Line
 
-__all__ = ("Mailbox", "Reader", "in_thread")
+__all__ = ("Mailbox", "Reader")
 
 T = TypeVar("T")
 
@@ -29,20 +29,6 @@ LONGEST_WAIT = 5.0
 
 LEAVE = GOODBYE + 0.5
 """For so many seconds whoever leaves waits until the broker knows."""
-
-
-async def in_thread(call: Callable[[], T], threads: anyio.CapacityLimiter) -> T:
-    """Run what blocks for a round trip in a worker thread.
-
-    The threads are not anyio's default ones: an application that has none of those left would
-    have no heartbeat, and be taken for dead.
-    """
-
-    def run() -> T:
-        with no_fork():
-            return call()
-
-    return await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=threads)
 
 
 class Mailbox(Generic[T]):

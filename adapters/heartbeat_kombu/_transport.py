@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 import anyio
 import kombu
 
-from heartbeat_core import Incarnation, TransportError
+from heartbeat_core import Incarnation, TransportError, in_thread
 from heartbeat_kombu._calls import Calls
 from heartbeat_kombu._line import MOMENT, Broker, Line
 from heartbeat_kombu._names import name_of
-from heartbeat_kombu._reader import Mailbox, Reader, in_thread
+from heartbeat_kombu._reader import Mailbox, Reader
 
 __all__ = ("KombuTransport",)
 

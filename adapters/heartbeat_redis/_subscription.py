@@ -3,14 +3,15 @@
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
 import anyio
 import anyio.to_thread
 import redis
 
-from heartbeat_core import TransportError, no_fork
+import heartbeat_core
+from heartbeat_core import TransportError
 
 __all__ = ("Subscription", "in_thread")
 
@@ -24,22 +25,13 @@ LONGEST_SILENCE = 10.0
 
 
 async def in_thread(call: Callable[[], T], threads: anyio.CapacityLimiter) -> T:
-    """Run what blocks for a round trip in a worker thread; translate its errors.
-
-    The threads are not anyio's default ones: an application that has none of those left would
-    have no heartbeat, and be taken for dead.
-    """
-
-    def run() -> T:
-        with no_fork():
-            return call()
-
-    return await _translated(run, threads)
+    """Run what blocks for a round trip in a worker thread; translate its errors."""
+    return await _translated(heartbeat_core.in_thread(call, threads))
 
 
-async def _translated(call: Callable[[], T], threads: anyio.CapacityLimiter) -> T:
+async def _translated(result: Awaitable[T]) -> T:
     try:
-        return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=threads)
+        return await result
     except (redis.RedisError, OSError) as exc:
         raise TransportError(f"{type(exc).__name__}: {exc}") from exc
 
@@ -75,9 +67,12 @@ class Subscription:
 
     async def __anext__(self) -> Sequence[bytes]:
         # It waits for long, and holds nothing that anybody else could need.
-        while not (batch := await _translated(self._read, self._thread)):
-            pass
-        return batch
+        while True:
+            reading = anyio.to_thread.run_sync(
+                self._read, abandon_on_cancel=True, limiter=self._thread
+            )
+            if batch := await _translated(reading):
+                return batch
 
     def close(self) -> None:
         """Close the connection; a thread that is at work on it is woken, and does it."""

@@ -13,7 +13,6 @@ import redis
 from celery import Celery
 from kombu.transport import redis as kombu_redis
 
-from heartbeat_celery._agent import pool_and_keys
 from heartbeat_celery._commands.fleet import Fleet
 from heartbeat_celery._commands.interrupts import run
 from heartbeat_celery._commands.output import log_to_stderr, utc
@@ -21,6 +20,7 @@ from heartbeat_celery._commands.status import report
 from heartbeat_celery._commands.watch import watch as watch_fleet
 from heartbeat_celery._dead_letters import DeadLetter, DeadLetters
 from heartbeat_celery._events import EventsTransport
+from heartbeat_celery._redis_broker import pool_and_keys
 from heartbeat_celery._settings import ADAPTER_SETTINGS, namespace_of, shards_of
 from heartbeat_core import Settings, SettingsError, Transport, TransportError
 from heartbeat_redis import RedisTransport

@@ -13,6 +13,7 @@ from kombu.transport import redis as stock
 
 from heartbeat_celery._agent import Agent
 from heartbeat_celery._kombu import ALIASES, SentinelTransport, Transport
+from heartbeat_celery._redis_broker import RedisBroker
 from heartbeat_celery._settings import (
     ADAPTER_SETTINGS,
     RecoverySettings,
@@ -65,13 +66,7 @@ class ConsumerStep(bootsteps.StartStopStep):
         if agent is None:
             return
         try:
-            if not agent.wait_joined():
-                logger.warning(
-                    "heartbeat: %s has not joined the others yet; what it takes until then is "
-                    "not recovered if it dies",
-                    agent.node,
-                )
-            agent.attach(consumer.task_consumer.channel)
+            agent.attach(consumer)
         except redis.ConnectionError:
             raise  # The worker's own connection is gone: its affair, and it connects again.
         except Exception:
@@ -113,10 +108,13 @@ def _agent_for(worker: Any, given: dict[str, Any]) -> Agent | None:
             transport.__qualname__,
         )
         return None
-    namespace = namespace_of(app.conf, os.environ, app.main)
-    shards = shards_of(app.conf, os.environ)
-    recovery = RecoverySettings.load(app.conf, os.environ)
-    agent = Agent(app, worker.hostname, namespace, settings, shards, recovery)
+    broker = RedisBroker(
+        app,
+        namespace=namespace_of(app.conf, os.environ, app.main),
+        shards=shards_of(app.conf, os.environ),
+        settings=RecoverySettings.load(app.conf, os.environ),
+    )
+    agent = Agent(app, worker.hostname, settings, broker)
     app.conf.broker_transport = ALIASES[ours]
     return agent
 

@@ -1,52 +1,26 @@
-"""What the agent of a worker does besides beating."""
+"""What the agent of a worker does besides beating, on every broker."""
 
-import functools
-import logging
 import threading
-import time
-from collections.abc import Callable, Coroutine
 
 import anyio
 import attrs
 
 from heartbeat_celery._announcer import Announcer
-from heartbeat_celery._claims import Claims
-from heartbeat_celery._delivery import Delivery
-from heartbeat_celery._recovery import Recovery
-from heartbeat_celery._running import Running
-from heartbeat_celery._threads import RETRY, until_done
-from heartbeat_core import Cause, Heartbeat, Incarnation, State, TransportError
-from heartbeat_redis import RedisTransport
+from heartbeat_celery._broker import Broker, Custody
+from heartbeat_core import Cause, Heartbeat, Incarnation, State
 
 __all__ = ("Work",)
 
-logger = logging.getLogger("heartbeat_celery")
 
-
-@attrs.define(eq=False, kw_only=True)
+@attrs.define(eq=False)
 class Work:
-    """Recovers, renews, and tells."""
+    """Follows what becomes of the nodes, and acts on it."""
 
     heartbeat: Heartbeat
-    claims: Claims
-    running: Running
-    recovery: Recovery
-    delivery: Delivery
+    broker: Broker
+    custody: Custody
     announcer: Announcer
-    shard: Callable[[str], str]
-    transport_for: Callable[[str], RedisTransport]
     joined: threading.Event
-
-    def loops(self) -> list[Callable[[], Coroutine[None, None, None]]]:
-        """Give all that runs as long as the heartbeat."""
-        return [
-            self.follow,
-            self.look_up,
-            self.renew,
-            self.forget_ended,
-            self.delivery.run,
-            self.announcer.run,
-        ]
 
     async def follow(self) -> None:
         """Recover whoever dies or leaves; become somebody new when declared dead oneself."""
@@ -56,123 +30,16 @@ class Work:
             async for transition in transitions:
                 self.announcer.node(transition)
                 if transition.cause is Cause.OBITUARY:
-                    self.claims.incarnation = None
+                    self.broker.claim_as(None)
                     tasks.start_soon(self._join)
                 elif transition.state is State.DEAD:
-                    tasks.start_soon(self._recover, transition.incarnation)
+                    tasks.start_soon(self._recover, transition.incarnation, False)
                 elif transition.cause is Cause.GOODBYE:
                     tasks.start_soon(self._recover, transition.incarnation, True)
 
-    async def look_up(self) -> None:
-        """Look, again and again, who is on record with claims and does not beat.
-
-        So nothing is forgotten that was left half done, by whomever and however long ago.
-        """
-        missed: set[Incarnation] = set()
-        while True:
-            me = await self.heartbeat.wait_joined()
-            if self.heartbeat.observing:
-                unknown = await self._recover_the_known(me)
-                ours = {each for each in unknown if self.shard(each.node) == self.shard(me.node)}
-                self.heartbeat.expect(ours)
-                missed = await self._recover_the_missed(unknown - ours, missed)
-                self.delivery.look()
-            await anyio.sleep(self.heartbeat.settings.expire)
-
-    async def _recover_the_known(self, me: Incarnation) -> set[Incarnation]:
-        """Recover what the dead hold; give the holders of whom nothing is known."""
-        unknown: set[Incarnation] = set()
-        for holder, fenced in (await until_done(self.recovery.holders)).items():
-            if holder in {me, *list(self.claims.held.values()), *self.running.incarnations()}:
-                continue
-            earlier_life = holder.node == me.node and holder.number < me.number
-            if fenced or earlier_life or self.heartbeat.is_dead(holder):
-                await self._recover(holder)
-            else:
-                unknown.add(holder)
-        return unknown
-
-    async def _recover_the_missed(
-        self, strangers: set[Incarnation], missed: set[Incarnation]
-    ) -> set[Incarnation]:
-        """Recover the holders of other shards that have not beaten at two looks.
-
-        Their own observers are faster; this is for a shard in which nobody is left. A look
-        counts while the broker keeps our own last beat.
-        """
-        absent: set[Incarnation] = set()
-        for stranger in strangers:
-            if not await self._beats(stranger.node):
-                absent.add(stranger)
-        if not absent or not await self._beats(self.heartbeat.incarnation.node):
-            return set()
-        for stranger in absent & missed:
-            await self._recover(stranger)
-        return absent - missed
-
-    async def _beats(self, node: str) -> bool:
-        """Tell whether the broker keeps a last beat of a node."""
-        while True:
-            try:
-                return bool(await self.transport_for(node).last_beats([node]))
-            except TransportError as exc:
-                logger.debug("heartbeat: the broker did not answer: %s", exc)
-            await anyio.sleep(RETRY)
-
-    async def renew(self) -> None:
-        """Keep the visibility timeout from taking what this worker holds."""
-        while True:
-            await anyio.sleep(self.claims.keys.renew_every)
-            me = self.claims.incarnation
-            if me is not None:
-                renew = functools.partial(self.claims.renew, self.recovery.client, me)
-                await until_done(renew)
-
-    async def forget_ended(self) -> None:
-        """Take the tasks that have ended off the record of those that run, once a beat."""
-        while True:
-            await anyio.sleep(self.heartbeat.settings.frequency)
-            await self._forget_ended()
-
-    async def _forget_ended(self, *, stopping: bool = False) -> None:
-        ended = self.running.ended(stopping=stopping)
-        if ended:
-            await until_done(lambda: self.claims.forget(self.recovery.client, ended))
-            self.running.forget(ended)
-
-    async def leave(self) -> None:
-        """Take this worker off the record, and tell what became of what it leaves undone."""
-        me = self.heartbeat.incarnation
-        with anyio.move_on_after(RETRY, shield=True):
-            await self._forget_ended(stopping=True)
-            await self._recover(me, left=True)
-            await self.delivery.deliver()
-        self.delivery.abandon()
-        with anyio.move_on_after(RETRY, shield=True):
-            await self._recover(me, left=True)
-
     async def _join(self) -> None:
-        self.claims.incarnation = await self.heartbeat.wait_joined()
+        self.broker.claim_as(await self.heartbeat.wait_joined())
         self.joined.set()
 
-    async def _recover(self, dead: Incarnation, left: bool = False) -> None:
-        began = time.monotonic()
-        recovered = await until_done(lambda: self.recovery.recover(dead, left=left))
-        self.delivery.look()
-        if not recovered:
-            return
-        tasks = [each.task_id for each in recovered]
-        logger.warning(
-            "heartbeat: %d messages of %s are back in their queues after %.3f s: %s",
-            len(tasks),
-            dead,
-            time.monotonic() - began,
-            ", ".join(tasks[:20]) + (", ..." if len(tasks) > 20 else ""),
-            extra={
-                "heartbeat_node": dead.node,
-                "heartbeat_incarnation": dead.number,
-                "heartbeat_recovered": tasks,
-            },
-        )
-        for each in recovered:
-            self.announcer.recovered(dead, each)
+    async def _recover(self, gone: Incarnation, left: bool) -> None:
+        await self.custody.recover(gone, left=left)

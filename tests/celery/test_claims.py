@@ -3,18 +3,19 @@
 import json
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import redis
 from kombu import Connection, Consumer, Producer, Queue
 
-from heartbeat_celery._agent import Agent
 from heartbeat_celery._claims import Claims
 from heartbeat_celery._dead_letters import DEAD_LETTER, RECOVERIES, DeadLetters
 from heartbeat_celery._keys import Keys
 from heartbeat_celery._kombu import Transport
 from heartbeat_celery._recovery import Recovery
+from heartbeat_celery._redis_broker import RedisBroker
 from heartbeat_celery._running import Early
 from heartbeat_celery._settings import RecoverySettings
 from heartbeat_celery._verdicts import Kind, Verdict, Verdicts
@@ -469,11 +470,16 @@ def test_what_was_claimed_and_never_arrived_goes_back(world: World) -> None:
     node.take(1)
     tag = next(iter(node.channel.claims.held))
     node.channel.claims.held.clear()
-    agent = Agent(None, "a", "test", None)  # type: ignore[arg-type] # neither is needed here
-    agent.claims = node.channel.claims
-    agent.attach(node.channel)
+    _connect_again(node)
     assert world.waiting() == [1]
     assert not world.client.hexists("unacked", tag)
+
+
+def _connect_again(node: Node) -> None:
+    """Do what a worker does when it has a connection again."""
+    broker = RedisBroker(None, "test")  # type: ignore[arg-type] # no app is needed here
+    broker.claims = node.channel.claims
+    broker.attach(SimpleNamespace(task_consumer=SimpleNamespace(channel=node.channel)))
 
 
 def test_a_key_prefix_is_kept(world: World) -> None:
@@ -502,9 +508,7 @@ def test_a_channels_prefix_is_put_before_keys_once(world: World) -> None:
     node = world.node(A, **options)
     node.take(1)
     node.channel.claims.held.clear()
-    agent = Agent(None, "a", "test", None)  # type: ignore[arg-type] # neither is needed here
-    agent.claims = node.channel.claims
-    agent.attach(node.channel)
+    _connect_again(node)
     assert world.waiting("them:tasks") == [1]
 
 

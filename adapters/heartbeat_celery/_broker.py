@@ -1,0 +1,77 @@
+"""What a worker's agent asks of the broker over which its tasks come.
+
+The parts that differ from broker to broker stand behind two protocols: a :class:`Broker` lives as
+long as its worker, a :class:`Custody` as long as one heartbeat.
+"""
+
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from heartbeat_celery._announcer import Announcer
+from heartbeat_core import Heartbeat, Incarnation, Transport
+
+__all__ = ("Broker", "Custody", "Loop")
+
+Loop = Callable[[], Coroutine[None, None, None]]
+"""What runs as long as the heartbeat."""
+
+
+class Custody(Protocol):
+    """What becomes of what the dead held. Everything is called in the heartbeat's event loop."""
+
+    def loops(self) -> list[Loop]:
+        """Give all that runs as long as the heartbeat."""
+        ...
+
+    async def recover(self, dead: Incarnation, *, left: bool = False) -> None:
+        """See to it that others get what an incarnation held; returns when that is done.
+
+        Args:
+            dead: Who was declared dead.
+            left: It said goodbye instead.
+        """
+        ...
+
+    async def leave(self) -> None:
+        """Take this worker off the record; waits for a few seconds at most."""
+        ...
+
+
+class Broker(Protocol):
+    """The broker of one worker.
+
+    Attributes:
+        on_fenced: Called, from any thread, when the broker says that an incarnation of this worker
+            is dead.
+    """
+
+    on_fenced: Callable[[Incarnation], None]
+
+    def connect(self) -> None:
+        """Get ready for the rest. Blocks; called in a thread of the heartbeat's.
+
+        Raises:
+            Exception: Whatever Kombu and its drivers raise while the broker is away.
+        """
+        ...
+
+    def transport_for(self, node: str) -> Transport:
+        """Make the transport of the shard that a node is in. Connects to nothing."""
+        ...
+
+    def claim_as(self, incarnation: Incarnation | None) -> None:
+        """Take messages as this incarnation from now on; as nobody while it is ``None``."""
+        ...
+
+    def custody(self, heartbeat: Heartbeat, announcer: Announcer) -> Custody:
+        """Begin to answer, in this heartbeat's name, for what the dead held."""
+        ...
+
+    def attach(self, consumer: Any) -> None:
+        """Make a worker's consumer claim what it takes. Called in its thread at each connection.
+
+        Raises:
+            Exception: It works on without claims; or one of the connection's own errors, at which
+                it connects again.
+        """
+        ...

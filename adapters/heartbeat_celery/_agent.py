@@ -18,6 +18,7 @@ from celery import Celery
 
 from heartbeat_celery._announcer import Announcer
 from heartbeat_celery._broker import Broker
+from heartbeat_celery._gate import Gate
 from heartbeat_celery._threads import RETRY
 from heartbeat_celery._work import Work
 from heartbeat_core import Heartbeat, Incarnation, Settings, in_thread, run_loop
@@ -41,12 +42,14 @@ class Agent:
         node: The worker's name.
         settings: How to beat and judge.
         broker: The broker over which its tasks come.
+        gate: Stands before the result backend.
     """
 
     app: Celery
     node: str
     settings: Settings
     broker: Broker
+    gate: Gate = attrs.field(factory=Gate)
     _thread: threading.Thread | None = attrs.field(default=None, init=False)
     _joined: threading.Event = attrs.field(factory=threading.Event, init=False)
     _portal: anyio.from_thread.BlockingPortal | None = attrs.field(default=None, init=False)
@@ -129,10 +132,14 @@ class Agent:
                 self._heartbeat = heartbeat
                 announcer = Announcer(self.app)
                 custody = self.broker.custody(heartbeat, announcer)
-                work = Work(heartbeat, self.broker, custody, announcer, self._joined)
-                for loop in (work.follow, announcer.run, *custody.loops()):
+                work = Work(heartbeat, self.broker, custody, announcer, self.gate, self._joined)
+                for loop in (work.follow, work.notice_pauses, announcer.run, *custody.loops()):
                     tasks.start_soon(loop)
-                await stop.wait()
+                try:
+                    await stop.wait()
+                finally:
+                    # Whatever ends this: no result waits for it any more.
+                    self.gate.leave_open()
                 tasks.cancel_scope.cancel()
                 await custody.leave()
             self._portal = None

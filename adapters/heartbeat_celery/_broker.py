@@ -59,12 +59,35 @@ class Broker(Protocol):
         """Make the transport of the shard that a node is in. Connects to nothing."""
         ...
 
-    def claim_as(self, incarnation: Incarnation | None) -> None:
-        """Take messages as this incarnation from now on; as nobody while it is ``None``."""
+    def claim_as(self, incarnation: Incarnation) -> None:
+        """Take messages as this incarnation from now on."""
+        ...
+
+    def is_fenced(self, incarnation: Incarnation) -> bool:
+        """Ask whether an incarnation is known to be dead. Blocks for a round trip.
+
+        Raises:
+            Exception: The broker could not be asked.
+        """
+        ...
+
+    def fence(self, incarnation: Incarnation) -> None:
+        """Let go of what this worker held as an incarnation that was declared dead.
+
+        Does not block, may be called twice, and from any thread.
+        """
         ...
 
     def custody(self, heartbeat: Heartbeat, announcer: Announcer) -> Custody:
         """Begin to answer, in this heartbeat's name, for what the dead held."""
+        ...
+
+    def may_begin(self, request: Any) -> bool:
+        """Tell, right before a task runs, whether it still is this worker's.
+
+        Called in the thread that runs it; blocks, and not for long, only after a pause of this
+        process.
+        """
         ...
 
     def attach(self, consumer: Any) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import attrs
 
 from heartbeat_celery._keys import Keys
+from heartbeat_celery._running import Early
 from heartbeat_celery._scripts import Client, Script, execute
 from heartbeat_core import Incarnation
 
@@ -116,7 +117,7 @@ RELEASE = Script(
     + """
 local list = list_of(ARGV[1])
 redis.call('HDEL', KEYS[3], ARGV[1])
-if not list then return 0 end
+if not list then return redis.call('EXISTS', KEYS[5]) == 1 and 'FENCED' or 0 end
 redis.call('ZREM', KEYS[2], ARGV[1])
 local message = ARGV[2] ~= '' and redis.call('HGET', KEYS[1], ARGV[1])
 redis.call('HDEL', KEYS[1], ARGV[1])
@@ -206,14 +207,19 @@ class Claims:
             recorded the stock way only.
         fenced: Called, from the consumer's thread, when the broker says that this incarnation
             is dead.
+        client: A client that is there though the consumer has lost its connection.
         held: The delivery tags that this process was handed and has not let go, with the
             incarnation under which each was claimed.
+        late: Which of these are dealt with, though the broker could not be told yet; each with
+            its task, if that ran on.
     """
 
     keys: Keys
     fenced: Callable[[Incarnation], None] = attrs.field(repr=False)
     incarnation: Incarnation | None = None
+    client: Client = None
     held: dict[str, Incarnation] = attrs.field(factory=dict, init=False)
+    late: dict[str, Early | None] = attrs.field(factory=dict, init=False)
 
     def claim_command(
         self, me: Incarnation, lists: Iterable[str], then_wait_for: str | None
@@ -257,10 +263,25 @@ class Claims:
             tag: The message's delivery tag.
             on_lost: What is to become of it if this worker dies now, in case it runs on; then it
                 is kept until :meth:`forget`.
+
+        Raises:
+            redis.RedisError: It may be deleted, or not; this worker holds it until it is released.
         """
-        me = self.held.pop(tag)
+        me = self.held[tag]
         keys = [*self.keys.of(me), self.keys.running(me)]
-        return bool(RELEASE.run(client, keys, [tag, on_lost]))
+        answer = RELEASE.run(client, keys, [tag, on_lost])
+        # Another thread may have done it too, when the answer to a first one was lost.
+        self.held.pop(tag, None)
+        if answer == b"FENCED":
+            self.fenced(me)
+        return bool(answer == 1)
+
+    def release_late(self, client: Client) -> None:
+        """Tell the broker, now that it is there again, what was dealt with meanwhile."""
+        for tag, early in list(self.late.items()):
+            if tag in self.held:
+                self.release(client, tag, early.on_lost if early and early.runs() else "")
+            del self.late[tag]
 
     def forget(self, client: Client, ended: Mapping[Incarnation, Collection[str]]) -> None:
         """Delete what was kept since it ran on after it was acknowledged."""
@@ -286,7 +307,8 @@ class Claims:
         for incarnation in {me, *list(self.held.values())}:
             RENEW.run(client, self.keys.of(incarnation), [])
 
-    def unknown(self, client: Client, me: Incarnation) -> Collection[str]:
-        """Give the tags that the broker says this worker holds, and that it never got."""
-        tags = execute(client, "HKEYS", self.keys.claims(me))
-        return {tag.decode() for tag in tags if tag} - self.held.keys()
+    def unknown(self, client: Client, me: Incarnation) -> list[str]:
+        """Give what the broker says this worker holds and it does not know of, the newest first."""
+        claims = execute(client, "HGETALL", self.keys.claims(me))
+        tags = sorted(filter(None, claims), key=lambda tag: claims[tag], reverse=True)
+        return [tag for tag in map(bytes.decode, tags) if tag not in self.held]

@@ -9,7 +9,8 @@ Everything here runs where Kombu runs it: in the consumer's thread, an ack at ti
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from queue import Empty
 from time import monotonic
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, RedisError
 
 from heartbeat_celery._claims import CLAIM, Claims, Popped
 from heartbeat_celery._running import Early, Running
@@ -37,6 +38,19 @@ PAUSE_AFTER_REFUSAL = 1.0
 class QoS(stock.QoS):
     """Acknowledges, rejects and restores only what is still this worker's."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # What came by claim, and for whom. When it is not held so any more it is never treated the
+        # stock way: that would act for whoever holds it now, which may be this worker's next life.
+        self._claimed: dict[str, Incarnation] = {}
+
+    def can_consume(self) -> bool:
+        """Tell whether there is room for another message; asked before each is asked for."""
+        fenced, self.channel.fenced = self.channel.fenced, None
+        if fenced is not None:
+            self.channel.drop(fenced)
+        return bool(super().can_consume())
+
     def append(self, message: Any, delivery_tag: str) -> None:
         """Take note of a message that was delivered, and record it unless that is done."""
         claims: Claims | None = self.channel.claims
@@ -55,38 +69,85 @@ class QoS(stock.QoS):
             if not recorded:
                 claims.fenced(popped.me)
                 raise Empty
+        self._claimed[delivery_tag] = popped.me
         virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
         """Delete a message that was dealt with, if it is still this worker's."""
         if self._holds(delivery_tag):
             self._release(delivery_tag, self._early(delivery_tag))
-            virtual.QoS.ack(self, delivery_tag)
+        elif delivery_tag in self._claimed:
+            self._let_go(delivery_tag)
         else:
             super().ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Delete a message or put it back, if it is still this worker's."""
-        if requeue or not self._holds(delivery_tag):
+        if delivery_tag in self._claimed and not self._holds(delivery_tag):
+            self._let_go(delivery_tag)
+        elif requeue or delivery_tag not in self._claimed:
             super().reject(delivery_tag, requeue=requeue)
         else:
             self._release(delivery_tag)
-            virtual.QoS.ack(self, delivery_tag)
 
     def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:
         """Put a message back; what others hold goes back the stock way."""
         if not self._holds(tag):
-            super().restore_by_tag(tag, client=client, leftmost=leftmost)
+            if tag not in self._claimed:
+                super().restore_by_tag(tag, client=client, leftmost=leftmost)
             return
         message = self._delivered[tag]._raw
         mark_redelivered(message)
-        with self.channel.conn_or_acquire(client) as acquired:
+        with self._client(client) as acquired:
             if not self.channel.claims.give_back(acquired, tag, dumps(message), last=leftmost):
                 _say_taken(tag)
 
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """Keep what runs on, now that the channel is closed; let go of the rest.
+
+        Stock Kombu puts back all that a worker held, also what it goes on to run. Here a task that
+        runs stays this worker's, and is acknowledged over another connection. The rest stays
+        on record until the worker is connected again, or stops, and goes back then.
+        """
+        claims: Claims | None = self.channel.claims
+        if claims is None:
+            super().restore_unacked_once(stderr)
+            return
+        self._on_collect.cancel()
+        self._flush()
+        runs_on: Callable[[Any], bool] = self.channel.runs_on
+        for tag in list(self._delivered):
+            if tag not in self._claimed:
+                # Taken before this worker had joined: it goes back the stock way.
+                super().restore_by_tag(tag)
+                del self._delivered[tag]
+            elif not runs_on(self._delivered[tag]):
+                if self._holds(tag):
+                    del claims.held[tag]
+                del self._delivered[tag]
+
+    def _let_go(self, tag: str) -> None:
+        """Ignore an answer to what came by claim, and is not held any more."""
+        _say_taken(tag)
+        self._is_answered(tag)
+
+    def _is_answered(self, tag: str) -> None:
+        self._claimed.pop(tag, None)
+        virtual.QoS.ack(self, tag)
+
+    @contextmanager
+    def _client(self, client: Any = None) -> Iterator[Any]:
+        """Give a client; the channel's own has gone when it is closed."""
+        if self.channel.closed:
+            yield self.channel.claims.client
+        else:
+            with self.channel.conn_or_acquire(client) as acquired:
+                yield acquired
+
     def _holds(self, tag: str) -> bool:
         claims: Claims | None = self.channel.claims
-        return claims is not None and tag in claims.held and tag in self._delivered
+        me = self._claimed.get(tag)
+        return claims is not None and me is not None and claims.held.get(tag) == me
 
     def _early(self, tag: str) -> Early | None:
         """Tell whether a message is acknowledged although its task runs; never fails."""
@@ -105,14 +166,24 @@ class QoS(stock.QoS):
         me = claims.held[tag]
         is_ours = True
         try:
-            with self.channel.conn_or_acquire() as client:
+            with self._client() as client:
                 is_ours = claims.release(client, tag, early.on_lost if early else "")
-        finally:
-            # Also when the answer was lost: then the broker may have kept it.
-            if early is not None and is_ours:
-                self.channel.running.add(me, early)
+        except (RedisError, OSError) as exc:
+            # The worker's connection is its own affair; this answer waits for the next one.
+            if not claims.late:
+                logger.warning(
+                    "heartbeat: message %s, and others that are dealt with meanwhile, can only be "
+                    "acknowledged when the broker answers again: %s",
+                    tag,
+                    exc,
+                )
+            claims.late[tag] = early
+        # Also when the answer was lost: then the broker may have kept it.
+        if early is not None and is_ours:
+            self.channel.running.add(me, early)
         if not is_ours:
             _say_taken(tag)
+        self._is_answered(tag)
 
 
 class _Claiming(_Mixin):
@@ -121,6 +192,9 @@ class _Claiming(_Mixin):
     QoS = QoS
     claims: Claims | None = None
     running: Running | None = None
+    runs_on: Callable[[Any], bool] = bool
+    fenced: Incarnation | None = None
+    drop: Callable[[Incarnation], None]
     popped: Popped | None = None
     _claimant: Incarnation | None = None
     _asked = ""
@@ -280,8 +354,7 @@ def mark_redelivered(message: dict[str, Any]) -> None:
 
 def _say_taken(tag: str) -> None:
     logger.warning(
-        "heartbeat: message %s was taken over by another worker; this worker's answer to it "
-        "was ignored",
+        "heartbeat: message %s is not this worker's any more; its answer to it was ignored",
         tag,
     )
 

@@ -1,5 +1,6 @@
 """A broker that is Redis or Valkey: claims, and their recovery."""
 
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,16 +12,22 @@ from celery import Celery
 from heartbeat_celery._announcer import Announcer
 from heartbeat_celery._claims import SCRIPTS, Claims
 from heartbeat_celery._delivery import Delivery
+from heartbeat_celery._fencing import Fencing, active_requests
 from heartbeat_celery._keys import Keys
 from heartbeat_celery._recovery import Recovery
 from heartbeat_celery._redis_custody import RedisCustody
-from heartbeat_celery._running import Running
+from heartbeat_celery._running import Running, keep_what_runs, runs_on
+from heartbeat_celery._scripts import execute
 from heartbeat_celery._settings import RecoverySettings
 from heartbeat_celery._verdicts import Verdicts
 from heartbeat_core import Heartbeat, Incarnation, shard_of
 from heartbeat_redis import RedisTransport
 
 __all__ = ("RedisBroker", "pool_and_keys")
+
+
+class FencedError(redis.ConnectionError):
+    """Ends a connection, so that a worker connects again; there is nothing wrong with it."""
 
 
 def _nothing(_: Incarnation) -> None:
@@ -50,18 +57,22 @@ class RedisBroker:
     settings: RecoverySettings = attrs.field(factory=RecoverySettings)
     on_fenced: Callable[[Incarnation], None] = attrs.field(default=_nothing, init=False)
     running: Running = attrs.field(init=False)
+    fencing: Fencing = attrs.field(init=False)
     claims: Claims | None = attrs.field(default=None, init=False)
+    _dead: set[Incarnation] = attrs.field(factory=set, init=False)
+    _channel: Any = attrs.field(default=None, init=False)
     _pool: redis.ConnectionPool | None = attrs.field(default=None, init=False)
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
 
     def __attrs_post_init__(self) -> None:
         """Begin with no task."""
         self.running = Running(self.app, self.settings.on_lost)
+        self.fencing = Fencing(self.settings.on_fenced)
 
     def connect(self) -> None:
         """Make a pool of connections like those that Kombu makes."""
         pool, keys = pool_and_keys(self.app, self.namespace)
-        self._claims_at(keys)
+        self._claims_at(keys).client = redis.Redis(connection_pool=pool)
         self._pool = pool
 
     def transport_for(self, node: str) -> RedisTransport:
@@ -71,15 +82,64 @@ class RedisBroker:
         prefix = self.claims.keys.prefix
         return RedisTransport(pool=self._pool, namespace=self._shard(node), key_prefix=prefix)
 
-    def claim_as(self, incarnation: Incarnation | None) -> None:
+    def claim_as(self, incarnation: Incarnation) -> None:
         """Take messages as this incarnation from now on."""
         assert self.claims is not None
         self.claims.incarnation = incarnation
 
+    def is_fenced(self, incarnation: Incarnation) -> bool:
+        """Ask whether an incarnation is fenced. Blocks for a round trip."""
+        assert self.claims is not None
+        fence = self.claims.keys.fence(incarnation)
+        return bool(execute(self.claims.client, "EXISTS", fence))
+
+    def fence(self, incarnation: Incarnation) -> None:
+        """Let go of what this worker held as an incarnation that was declared dead."""
+        claims, channel = self.claims, self._channel
+        if claims is None:
+            return
+        self._dead.add(incarnation)
+        if claims.incarnation == incarnation:
+            claims.incarnation = None
+        self.fencing.refuse_results(self._late(incarnation))
+        if channel is not None and incarnation in list(claims.held.values()):
+            channel.fenced = incarnation  # It looks, in its own thread, before it takes more.
+
+    def may_begin(self, request: Any) -> bool:
+        """Tell whether a task still is this worker's."""
+        self.fencing.gate.wait_after_pause()
+        claims, tag = self.claims, request.message.delivery_tag
+        if not self._dead or claims is None or claims.held.get(tag) not in self._dead:
+            return True
+        claims.held.pop(tag, None)
+        return False
+
+    def _drop(self, channel: Any, pool: Any, incarnation: Incarnation) -> None:
+        """Drop, in the consumer's thread, what this worker held as a fenced incarnation.
+
+        Raises:
+            FencedError: Always: Celery drops what it has not begun, and connects again.
+        """
+        assert self.claims is not None
+        running = [*self._late(incarnation), *self.running.requests(incarnation)]
+        self.fencing.let_go(incarnation, running, pool)
+        if not channel.closed:
+            raise FencedError(f"heartbeat: {incarnation} was declared dead; it begins anew")
+
+    def _late(self, incarnation: Incarnation) -> list[Any]:
+        """Give the tasks that run under claims of an incarnation."""
+        assert self.claims is not None
+        held = self.claims.held
+        return [
+            request
+            for request in active_requests()
+            if held.get(request.message.delivery_tag) == incarnation
+        ]
+
     def custody(self, heartbeat: Heartbeat, announcer: Announcer) -> RedisCustody:
         """Begin to recover what the dead held."""
         assert self.claims is not None
-        client, keys = redis.Redis(connection_pool=self._pool), self.claims.keys
+        client, keys = self.claims.client, self.claims.keys
         verdicts = Verdicts(client, keys)
         return RedisCustody(
             heartbeat=heartbeat,
@@ -111,8 +171,12 @@ class RedisBroker:
                 recovery = Recovery(client, claims.keys)
                 for tag in claims.unknown(client, me):
                     recovery.give_back(me, tag)
-        channel.claims = claims
+        channel.drop = functools.partial(self._drop, channel, consumer.pool)
+        channel.runs_on = functools.partial(runs_on, pool=consumer.pool)
+        keep_what_runs(consumer.pool)
         channel.running = self.running
+        channel.claims = claims
+        self._channel = channel
 
     def _shard(self, node: str) -> str:
         return shard_of(self.namespace, node, self.shards)
@@ -120,7 +184,7 @@ class RedisBroker:
     def _fenced(self, incarnation: Incarnation) -> None:
         """Take note, in the consumer's thread, that the broker calls an incarnation dead."""
         if self.claims is not None and self.claims.incarnation == incarnation:
-            self.claims.incarnation = None
+            self.fence(incarnation)
             self.on_fenced(incarnation)
 
     def _claims_at(self, keys: Keys) -> Claims:

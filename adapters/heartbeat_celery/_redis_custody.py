@@ -38,7 +38,7 @@ class RedisCustody:
 
     def loops(self) -> list[Loop]:
         """Give all that runs as long as the heartbeat."""
-        return [self.look_up, self.renew, self.forget_ended, self.delivery.run]
+        return [self.look_up, self.renew, self.keep_account, self.delivery.run]
 
     async def look_up(self) -> None:
         """Look, again and again, who is on record with claims and does not beat.
@@ -105,13 +105,15 @@ class RedisCustody:
                 renew = functools.partial(self.claims.renew, self.recovery.client, me)
                 await until_done(renew)
 
-    async def forget_ended(self) -> None:
-        """Take the tasks that have ended off the record of those that run, once a beat."""
+    async def keep_account(self) -> None:
+        """Take off the record, once a beat, what was dealt with and what has ended."""
         while True:
             await anyio.sleep(self.heartbeat.settings.frequency)
-            await self._forget_ended()
+            await self._keep_account()
 
-    async def _forget_ended(self, *, stopping: bool = False) -> None:
+    async def _keep_account(self, *, stopping: bool = False) -> None:
+        if self.claims.late:
+            await until_done(lambda: self.claims.release_late(self.recovery.client))
         ended = self.running.ended(stopping=stopping)
         if ended:
             await until_done(lambda: self.claims.forget(self.recovery.client, ended))
@@ -121,7 +123,7 @@ class RedisCustody:
         """Take this worker off the record, and tell what became of what it leaves undone."""
         me = self.heartbeat.incarnation
         with anyio.move_on_after(RETRY, shield=True):
-            await self._forget_ended(stopping=True)
+            await self._keep_account(stopping=True)
             await self.recover(me, left=True)
             await self.delivery.deliver()
         self.delivery.abandon()

@@ -15,6 +15,7 @@ from celery.exceptions import WorkerLostError
 from kombu.message import Message
 from kombu.serialization import prepare_accept_content
 
+from heartbeat_celery._gate import unguarded
 from heartbeat_celery._verdicts import Verdict
 
 __all__ = ("Results",)
@@ -53,7 +54,7 @@ class Results:
             return
         self.app.set_current()  # For this thread: the callbacks may ask for it.
         backend: Any = self._backend(verdict)
-        backend.mark_as_failure(
+        unguarded(backend.mark_as_failure)(
             verdict.task_id,
             WorkerLostError(verdict.reason),
             request=self._request(verdict),

@@ -8,6 +8,7 @@ message is still claimed while it runs.
 
 import logging
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -17,9 +18,59 @@ from celery.worker import state
 from heartbeat_celery._settings import ON_LOST_OF_TASKS
 from heartbeat_core import Incarnation
 
-__all__ = ("Early", "Running")
+__all__ = ("Early", "Running", "keep_what_runs", "runs_on")
 
 logger = logging.getLogger("heartbeat_celery")
+
+
+def runs_on(message: Any, pool: Any) -> bool:
+    """Tell whether a message's task goes on to its end although its connection is lost.
+
+    Celery then forgets what its pool has not begun, if the pool can give that back; of other pools
+    all goes on that they were given. What Celery cancels does not.
+
+    Args:
+        message: The message of a task.
+        pool: The worker's pool.
+    """
+    request = state.requests.get(message.headers.get("id"))
+    if request is None or request.message is not message:
+        return False  # It waits for its time, or for its turn; Celery forgets it.
+    if getattr(request, "_already_cancelled", False):
+        return False
+    if request in state.active_requests:
+        return True
+    return _flush_of(pool) is None and request in state.reserved_requests
+
+
+def keep_what_runs(pool: Any) -> None:
+    """Keep a pool from forgetting what runs when it forgets what it has not begun.
+
+    Celery 5.5 forgets all of it when a connection is lost, so that a task which ends later is
+    acknowledged by nobody.
+    """
+    jobs, flush = getattr(getattr(pool, "_pool", None), "_cache", None), _flush_of(pool)
+    if jobs is None or flush is None or isinstance(flush, _Flush):
+        return
+    pool.flush = _Flush(flush, jobs)
+
+
+def _flush_of(pool: Any) -> Any:
+    """Give what makes a pool forget what it has not begun; those that cannot have a dummy."""
+    return getattr(pool, "__dict__", {}).get("flush")
+
+
+@attrs.frozen
+class _Flush:
+    """Forgets what is not begun, and nothing else."""
+
+    flush: Callable[[], None]
+    jobs: dict[int, Any]
+
+    def __call__(self) -> None:
+        running = {number: job for number, job in self.jobs.items() if job._accepted}  # noqa: SLF001
+        self.flush()
+        self.jobs.update(running)
 
 
 @attrs.frozen(eq=False)
@@ -35,6 +86,10 @@ class Early:
     tag: str
     request: Any
     on_lost: str
+
+    def runs(self) -> bool:
+        """Tell whether it still runs, as far as Celery knows."""
+        return self.request in state.active_requests
 
 
 @attrs.define(eq=False)
@@ -71,6 +126,14 @@ class Running:
     def add(self, me: Incarnation, early: Early) -> None:
         """Take note of a task that the broker knows to run."""
         self._tasks[early.tag] = me, early.request
+
+    def requests(self, me: Incarnation) -> list[Any]:
+        """Give Celery's record of what still runs of one life."""
+        return [
+            request
+            for incarnation, request in list(self._tasks.values())
+            if incarnation == me and request in state.active_requests
+        ]
 
     def ended(self, *, stopping: bool = False) -> dict[Incarnation, list[str]]:
         """Give the tags of those that have ended, for :meth:`forget`.

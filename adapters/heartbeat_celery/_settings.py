@@ -15,13 +15,16 @@ __all__ = (
     "shards_of",
 )
 
-ADAPTER_SETTINGS = ("max_recoveries", "namespace", "on_lost", "shards")
+ADAPTER_SETTINGS = ("max_recoveries", "namespace", "on_fenced", "on_lost", "shards")
 
 ON_LOST = ("fail", "ignore")
 """What may become of tasks that were acknowledged early and are gone with their worker."""
 
 ON_LOST_OF_TASKS = (*ON_LOST, "rerun")
 """The same, as a task may ask for it."""
+
+ON_FENCED = ("report", "terminate")
+"""What may become of tasks that a worker runs on when it learns that others run them."""
 
 MOST_SHARDS = 1024
 MOST_RECOVERIES = 1_000_000
@@ -35,10 +38,13 @@ class RecoverySettings:
         max_recoveries: How many of its owners a message may outlive.
         on_lost: What becomes of a task that was acknowledged early, unless it says otherwise
             itself: ``"fail"``, its result is a failure, or ``"ignore"``.
+        on_fenced: What becomes of what this worker runs on when it learns that it was declared
+            dead: ``"report"``, it is named in the log, or ``"terminate"``.
     """
 
     max_recoveries: int = 3
     on_lost: str = "fail"
+    on_fenced: str = "report"
 
     @classmethod
     def load(cls, conf: Mapping[str, Any], environ: Mapping[str, str]) -> "RecoverySettings":
@@ -55,9 +61,15 @@ class RecoverySettings:
                 f"heartbeat_on_lost ({on_lost!r}) must be 'fail' or 'ignore'; 'rerun' is for tasks "
                 "that ask for it"
             )
+        on_fenced = _setting("on_fenced", conf, environ)
+        if on_fenced not in (None, *ON_FENCED):
+            raise SettingsError(
+                f"heartbeat_on_fenced ({on_fenced!r}) must be 'report' or 'terminate'"
+            )
         return cls(
             max_recoveries=default.max_recoveries if most is None else most,
             on_lost=on_lost or default.on_lost,
+            on_fenced=on_fenced or default.on_fenced,
         )
 
 

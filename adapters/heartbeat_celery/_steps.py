@@ -12,6 +12,7 @@ from celery import bootsteps
 from kombu.transport import redis as stock
 
 from heartbeat_celery._agent import Agent
+from heartbeat_celery._fencing import ask_before_each
 from heartbeat_celery._kombu import ALIASES, SentinelTransport, Transport
 from heartbeat_celery._redis_broker import RedisBroker
 from heartbeat_celery._settings import (
@@ -59,6 +60,13 @@ class ConsumerStep(bootsteps.StartStopStep):
 
     label = "Heartbeat claims"
     requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **kwargs: Any) -> None:
+        super().__init__(consumer, **kwargs)
+        agent: Agent | None = getattr(consumer.controller, "heartbeat_agent", None)
+        # A pool of processes is given no more than it runs.
+        if agent is not None and not getattr(consumer.pool, "uses_semaphore", False):
+            ask_before_each(consumer, agent.broker.may_begin)
 
     def start(self, consumer: Any) -> None:
         """Give the claims to the channel over which tasks come."""
@@ -114,7 +122,8 @@ def _agent_for(worker: Any, given: dict[str, Any]) -> Agent | None:
         shards=shards_of(app.conf, os.environ),
         settings=RecoverySettings.load(app.conf, os.environ),
     )
-    agent = Agent(app, worker.hostname, settings, broker)
+    agent = Agent(app, worker.hostname, settings, broker, broker.fencing.gate)
+    agent.gate.guard(app)
     app.conf.broker_transport = ALIASES[ours]
     return agent
 

@@ -1,5 +1,6 @@
 """What the agent of a worker does besides beating, on every broker."""
 
+import logging
 import threading
 
 import anyio
@@ -7,9 +8,12 @@ import attrs
 
 from heartbeat_celery._announcer import Announcer
 from heartbeat_celery._broker import Broker, Custody
-from heartbeat_core import Cause, Heartbeat, Incarnation, State
+from heartbeat_celery._gate import PATIENCE, PAUSE, Gate
+from heartbeat_core import Cause, Heartbeat, Incarnation, State, in_thread
 
 __all__ = ("Work",)
+
+logger = logging.getLogger("heartbeat_celery")
 
 
 @attrs.define(eq=False)
@@ -20,6 +24,7 @@ class Work:
     broker: Broker
     custody: Custody
     announcer: Announcer
+    gate: Gate
     joined: threading.Event
 
     async def follow(self) -> None:
@@ -30,12 +35,32 @@ class Work:
             async for transition in transitions:
                 self.announcer.node(transition)
                 if transition.cause is Cause.OBITUARY:
-                    self.broker.claim_as(None)
+                    self.broker.fence(transition.incarnation)
                     tasks.start_soon(self._join)
                 elif transition.state is State.DEAD:
                     tasks.start_soon(self._recover, transition.incarnation, False)
                 elif transition.cause is Cause.GOODBYE:
                     tasks.start_soon(self._recover, transition.incarnation, True)
+
+    async def notice_pauses(self) -> None:
+        """After a pause of this process, find out first whether it was declared dead meanwhile."""
+        looked = anyio.current_time()
+        while True:
+            if anyio.current_time() - looked > PAUSE:
+                await self._ask_after_pause()
+            self.gate.look()
+            looked = anyio.current_time()
+            await anyio.sleep(PAUSE / 4)
+
+    async def _ask_after_pause(self) -> None:
+        me = self.heartbeat.incarnation
+        with anyio.move_on_after(PATIENCE):
+            try:
+                if await in_thread(lambda: self.broker.is_fenced(me)):
+                    self.broker.fence(me)
+                    self.heartbeat.rejoin(me)
+            except Exception as exc:  # noqa: BLE001 - whatever the broker's driver raises
+                logger.debug("heartbeat: the broker did not answer: %r", exc)
 
     async def _join(self) -> None:
         self.broker.claim_as(await self.heartbeat.wait_joined())

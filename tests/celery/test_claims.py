@@ -479,7 +479,8 @@ def _connect_again(node: Node) -> None:
     """Do what a worker does when it has a connection again."""
     broker = RedisBroker(None, "test")  # type: ignore[arg-type] # no app is needed here
     broker.claims = node.channel.claims
-    broker.attach(SimpleNamespace(task_consumer=SimpleNamespace(channel=node.channel)))
+    consumer = SimpleNamespace(task_consumer=SimpleNamespace(channel=node.channel), pool=None)
+    broker.attach(consumer)
 
 
 def test_a_key_prefix_is_kept(world: World) -> None:

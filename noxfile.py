@@ -141,6 +141,13 @@ def bench_transports(session: nox.Session) -> None:
 
 
 @nox.session
+def chaos(session: nox.Session) -> None:
+    """Kills of workers under load; ``-- --kills 200 --broker rabbitmq --seed 1 --json``."""
+    install_wheel(session, "[all]")
+    session.run("python", "tests/celery/chaos.py", *session.posargs)
+
+
+@nox.session
 def lowest(session: nox.Session) -> None:
     """The adapters with the oldest Celery, kombu and redis-py that they work with."""
     install_wheel(session, "[all]")

@@ -20,11 +20,19 @@ HERE = pathlib.Path(__file__).parent
 
 @attrs.define(eq=False)
 class Worker:
-    """One worker: a process with a group of its own."""
+    """One worker: a process with a group of its own.
+
+    Attributes:
+        name: Its name, which the next one may bear again.
+        process: Its parent process.
+        log: What it says.
+        life: This one of its lives.
+    """
 
     name: str
     process: "subprocess.Popen[bytes]"
     log: pathlib.Path
+    life: str
 
     def kill_group(self, number: int = signal.SIGKILL) -> None:
         """Send a signal to the worker and its children."""
@@ -47,20 +55,31 @@ class Worker:
 
 @attrs.define(eq=False)
 class Fleet:
-    """Workers on one broker. Leaving the context ends them all, by process id."""
+    """Workers on one broker. Leaving the context ends them all, by process id.
+
+    Attributes:
+        url: The broker.
+        folder: For the logs.
+        conf: Settings of the app.
+        environ: More of the workers' environment.
+        app_name: The app.
+        records_url: The Redis where the tasks write down what they do; the broker, if empty.
+        workers: Those that were started and not ended.
+    """
 
     url: str
     folder: pathlib.Path
     conf: dict[str, Any] = attrs.field(factory=dict)
     environ: dict[str, str] = attrs.field(factory=dict)
     app_name: str = "fleet_app"
+    records_url: str = ""
     workers: list[Worker] = attrs.field(factory=list, init=False)
     client: "redis.Redis[str]" = attrs.field(init=False)
     _started: int = attrs.field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
-        """Connect to the broker."""
-        url = self.url if self.url.startswith("redis") else "redis://"
+        """Connect to where the records are."""
+        url = self.records_url or (self.url if self.url.startswith("redis") else "redis://")
         self.client = redis.Redis.from_url(url, decode_responses=True)
 
     def __enter__(self) -> "Fleet":
@@ -80,13 +99,16 @@ class Fleet:
     ) -> Worker:
         """Start a worker; does not wait until it is ready."""
         self._started += 1
-        log = self.folder / f"{name}-{self._started}.log"
+        life = f"{name}-{self._started}"
+        log = self.folder / f"{life}.log"
         command = [sys.executable, "-m", "celery", "-A", self.app_name, "worker", "-l", "INFO"]
         command += ["-P", pool, "-c", str(concurrency), "-n", f"{name}@here", *options]
         environ = {
             **os.environ,
             "FLEET_BROKER": self.url,
+            "FLEET_RECORDS": self.records_url,
             "FLEET_CONF": json.dumps(self.conf),
+            "FLEET_LIFE": life,
             "PYTHONPATH": os.pathsep.join(
                 [str(HERE), str(self.folder), os.environ.get("PYTHONPATH", "")]
             ),
@@ -99,7 +121,7 @@ class Fleet:
             process = subprocess.Popen(
                 command, env=environ, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
             )
-        worker = Worker(name, process, log)
+        worker = Worker(name, process, log, life)
         self.workers.append(worker)
         return worker
 
@@ -121,6 +143,14 @@ class Fleet:
         self.workers.remove(worker)
         return code
 
+    def stop_all(self, timeout: float = 30) -> None:
+        """End all workers gracefully, at the same time."""
+        for worker in self.workers:
+            worker.process.send_signal(signal.SIGTERM)
+        for worker in list(self.workers):
+            worker.process.wait(timeout)
+            self.workers.remove(worker)
+
     def send(self, task: str, count: int, seconds: float, first: int = 0) -> None:
         """Send tasks, numbered from ``first``."""
         app = self.app()
@@ -132,7 +162,10 @@ class Fleet:
         """Give an app that sends to the workers."""
         import celery
 
-        return celery.Celery("fleet", broker=self.url, backend=self.url)
+        backend = self.url if self.url.startswith("redis") else None
+        app = celery.Celery("fleet", broker=self.url, backend=backend)
+        app.conf.update(self.conf)
+        return app
 
     # -- the account --------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """The app that the workers of the tests and benchmarks run: it writes down what it does."""
 
 import functools
+import itertools
 import json
 import os
 import time
@@ -11,6 +12,7 @@ import redis
 import heartbeat_celery
 
 BROKER = os.environ["FLEET_BROKER"]
+RECORDS = os.environ.get("FLEET_RECORDS") or BROKER
 
 app = celery.Celery("fleet", broker=BROKER, backend=BROKER if BROKER.startswith("redis") else None)
 app.conf.update(
@@ -26,15 +28,17 @@ def _note(what: str, task: celery.Task, number: int) -> None:
         "what": what,
         "number": number,
         "worker": task.request.hostname,
+        "life": os.environ.get("FLEET_LIFE"),
         "at": time.time(),
         "recoveries": (task.request.headers or {}).get("heartbeat_recoveries", 0),
+        "redelivered": bool((task.request.delivery_info or {}).get("redelivered")),
     }
     _records().rpush("fleet:records", json.dumps(line))
 
 
 @functools.cache
 def _records() -> "redis.Redis[str]":
-    return redis.Redis.from_url(BROKER, decode_responses=True)
+    return redis.Redis.from_url(RECORDS, decode_responses=True)
 
 
 @app.task(bind=True, name="sleep")
@@ -64,3 +68,21 @@ def early(self: celery.Task, number: int, seconds: float) -> int:
     time.sleep(seconds)
     _note("end", self, number)
     return number
+
+
+@app.task(bind=True, name="hold")
+def hold(self: celery.Task, number: int, seconds: float) -> int:
+    """Hold the interpreter's lock in one call of C, for about so long."""
+    count = 20_000_000
+    began = time.perf_counter()
+    sum(itertools.repeat(0, count))
+    count = int(count * seconds / (time.perf_counter() - began))
+    _note("start", self, number)
+    sum(itertools.repeat(0, count))
+    _note("end", self, number)
+    return number
+
+
+@app.task(name="empty", ignore_result=True)
+def empty() -> None:
+    """Do nothing, and write nothing down."""

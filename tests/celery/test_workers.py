@@ -13,7 +13,6 @@ import pytest
 
 sys.path[:0] = [str(pathlib.Path(__file__).parent)]
 
-import chaos
 from fleet import Fleet, wait_for
 
 from heartbeat_core import shard_of
@@ -115,15 +114,6 @@ def test_long_tasks_are_left_alone(fleet: Fleet) -> None:
     fleet.wait_ended(number, timeout=120)
     assert {len(records) for records in fleet.by_number("start").values()} == {1}
     assert not [line for line in alarms(fleet) if "-> dead" in line or "back in" in line]
-
-
-@pytest.mark.parametrize("trickle", [False, True], ids=["full", "trickling"])
-def test_kills_under_load_lose_nothing(fleet: Fleet, trickle: bool) -> None:
-    """Kills under load, of observers in a recovery too, lose no task and double none."""
-    account = chaos.run(fleet, kills=5, seed=7, trickle=trickle)
-    assert account["lost"] == account["recovered_twice"] == 0
-    assert account["explained"] == account["extra_executions"]
-    assert "unacked" not in account["left_over"]
 
 
 def test_a_fleet_that_died_is_recovered_by_the_next_worker(fleet: Fleet) -> None:

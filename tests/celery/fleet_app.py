@@ -83,6 +83,15 @@ def hold(self: celery.Task, number: int, seconds: float) -> int:
     return number
 
 
+@app.task(bind=True, name="where")
+def where(self: celery.Task, number: int, seconds: float) -> str:
+    """Take its time, and tell who did it."""
+    _note("start", self, number)
+    time.sleep(seconds)
+    _note("end", self, number)
+    return str(self.request.hostname)
+
+
 @app.task(name="empty", ignore_result=True)
 def empty() -> None:
     """Do nothing, and write nothing down."""

@@ -24,12 +24,9 @@ from celery.app.task import Context
 
 from heartbeat_celery._dead_letters import RECOVERIES
 
-__all__ = ("PATIENCE", "PAUSE", "Gate", "run_of", "unguarded")
+__all__ = ("PATIENCE", "Gate", "run_of", "unguarded")
 
 logger = logging.getLogger("heartbeat_celery")
-
-PAUSE = 2.0
-"""For so many seconds a heartbeat may be busy, without anybody having to think it stopped."""
 
 PATIENCE = 2.0
 """So many seconds at most a result waits."""
@@ -46,8 +43,13 @@ def run_of(task_id: str, headers: dict[str, Any] | None, *, redelivered: bool) -
 
 @attrs.define(eq=False)
 class Gate:
-    """Tells whose results pass. The heartbeat sets it; tasks ask it, in forked children too."""
+    """Tells whose results pass. The heartbeat sets it; tasks ask it, in forked children too.
 
+    Args:
+        pause: For so many seconds this process may stand still, and nobody holds it for dead.
+    """
+
+    pause: float = 2.0
     _memory: mmap.mmap = attrs.field(factory=lambda: mmap.mmap(-1, SIZE), init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -78,7 +80,7 @@ class Gate:
         Blocks for two seconds at most.
         """
         until = time.monotonic() + PATIENCE
-        while time.monotonic() - _HEAD.unpack_from(self._memory)[0] > PAUSE:
+        while time.monotonic() - _HEAD.unpack_from(self._memory)[0] > self.pause:
             if time.monotonic() > until:
                 return
             time.sleep(0.01)

@@ -123,6 +123,7 @@ def _agent_for(worker: Any, given: dict[str, Any]) -> Agent | None:
         settings=RecoverySettings.load(app.conf, os.environ),
     )
     agent = Agent(app, worker.hostname, settings, broker, broker.fencing.gate)
+    agent.gate.pause = min(2.0, max(0.1, settings.min_freq / 2))
     agent.gate.guard(app)
     app.conf.broker_transport = ALIASES[ours]
     return agent

@@ -8,7 +8,7 @@ import attrs
 
 from heartbeat_celery._announcer import Announcer
 from heartbeat_celery._broker import Broker, Custody
-from heartbeat_celery._gate import PATIENCE, PAUSE, Gate
+from heartbeat_celery._gate import PATIENCE, Gate
 from heartbeat_core import Cause, Heartbeat, Incarnation, State, in_thread
 
 __all__ = ("Work",)
@@ -46,11 +46,11 @@ class Work:
         """After a pause of this process, find out first whether it was declared dead meanwhile."""
         looked = anyio.current_time()
         while True:
-            if anyio.current_time() - looked > PAUSE:
+            if anyio.current_time() - looked > self.gate.pause:
                 await self._ask_after_pause()
             self.gate.look()
             looked = anyio.current_time()
-            await anyio.sleep(PAUSE / 4)
+            await anyio.sleep(self.gate.pause / 4)
 
     async def _ask_after_pause(self) -> None:
         me = self.heartbeat.incarnation

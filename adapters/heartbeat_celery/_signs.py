@@ -113,7 +113,7 @@ def must_be_private(directory: str) -> None:
         OSError: It is not there, or somebody else's.
     """
     found = os.lstat(directory)
-    if not stat.S_ISDIR(found.st_mode) or getattr(found, "st_reparse_tag", 0):
+    if not stat.S_ISDIR(found.st_mode) or getattr(found, "st_reparse_tag", False):
         raise PermissionError(f"{directory} is a link or a file, and must be a directory")
     if hasattr(os, "geteuid"):
         if found.st_uid != os.geteuid():

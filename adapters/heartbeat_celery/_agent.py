@@ -24,6 +24,7 @@ from heartbeat_celery._keys import Keys
 from heartbeat_celery._recovery import Recovery
 from heartbeat_celery._running import Running
 from heartbeat_celery._settings import RecoverySettings
+from heartbeat_celery._sign_writer import SignWriter
 from heartbeat_celery._threads import RETRY
 from heartbeat_celery._verdicts import Verdicts
 from heartbeat_celery._work import Work
@@ -51,6 +52,7 @@ class Agent:
         settings: How to beat and judge.
         shards: Into how many the fleet is split.
         recovery: What becomes of what the dead held.
+        sign_writer: Writes this worker's sign of life for probes of its machine.
     """
 
     app: Celery
@@ -59,6 +61,7 @@ class Agent:
     settings: Settings
     shards: int = 1
     recovery: RecoverySettings = attrs.field(factory=RecoverySettings)
+    sign_writer: SignWriter | None = None
     claims: Claims | None = attrs.field(default=None, init=False)
     running: Running = attrs.field(init=False)
     _thread: threading.Thread | None = attrs.field(default=None, init=False)
@@ -124,7 +127,7 @@ class Agent:
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                run_loop(self._main)
+                run_loop(self._main_with_sign)
             except Exception:
                 logger.exception(
                     "heartbeat: %s stopped beating; the worker goes on, and beats again in %g s",
@@ -132,6 +135,16 @@ class Agent:
                     RETRY,
                 )
                 self._stopping.wait(RETRY)
+        if self.sign_writer is not None:
+            self.sign_writer.remove()
+
+    async def _main_with_sign(self) -> None:
+        """Beat, and write a sign of life from before the broker is reached until the goodbye."""
+        async with anyio.create_task_group() as tasks:
+            if self.sign_writer is not None:
+                tasks.start_soon(self.sign_writer.keep_writing, lambda: self._heartbeat)
+            await self._main()
+            tasks.cancel_scope.cancel()
 
     async def _main(self) -> None:
         found = await self._find_broker()

@@ -17,8 +17,10 @@ from heartbeat_celery._settings import (
     ADAPTER_SETTINGS,
     RecoverySettings,
     namespace_of,
+    probe_dir_of,
     shards_of,
 )
+from heartbeat_celery._sign_writer import SignWriter
 from heartbeat_core import Settings, SettingsError
 
 __all__ = ("ConsumerStep", "WorkerStep", "worker_options")
@@ -117,6 +119,12 @@ def _agent_for(worker: Any, given: dict[str, Any]) -> Agent | None:
     shards = shards_of(app.conf, os.environ)
     recovery = RecoverySettings.load(app.conf, os.environ)
     agent = Agent(app, worker.hostname, namespace, settings, shards, recovery)
+    agent.sign_writer = SignWriter(
+        node=worker.hostname,
+        namespace=namespace,
+        settings=settings,
+        parent=probe_dir_of(app.conf, os.environ),
+    )
     app.conf.broker_transport = ALIASES[ours]
     return agent
 

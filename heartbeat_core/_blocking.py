@@ -102,6 +102,11 @@ class BlockingHeartbeat:
         return self._heartbeat.observing
 
     @property
+    def joined(self) -> bool:
+        """Whether the broker knows this node now: it is present, and its beats get through."""
+        return self._heartbeat.joined
+
+    @property
     def dropped(self) -> dict[str, int]:
         """How many messages were dropped, by reason."""
         return dict(self._heartbeat.dropped)

@@ -35,6 +35,9 @@ class Outage:
                 away = anyio.current_time() - self._since
                 logger.info("heartbeat: %s is back at the broker after %.1f s", self._node, away)
 
+    def holds(self, part: str) -> bool:
+        return part in self._broken
+
 
 class Retry:
     """Waits between two attempts: twice as long each time, up to a second, with jitter."""

@@ -137,6 +137,16 @@ class Heartbeat:
         """Whether this node judges the others now: it has a seat, or none is needed."""
         return self._observer is not None and self._observer.listening
 
+    @property
+    def joined(self) -> bool:
+        """Whether the broker knows this node now: it is present, and its beats get through."""
+        return (
+            self._joined
+            and not self._leaving
+            and not self._outage.holds("attend")
+            and not self._outage.holds("publish")
+        )
+
     async def wait_joined(self) -> Incarnation:
         """Wait until the node is known to the broker, and return its incarnation.
 

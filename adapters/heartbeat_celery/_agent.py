@@ -19,6 +19,7 @@ from celery import Celery
 from heartbeat_celery._announcer import Announcer
 from heartbeat_celery._broker import Broker
 from heartbeat_celery._gate import Gate
+from heartbeat_celery._sign_writer import SignWriter
 from heartbeat_celery._threads import RETRY
 from heartbeat_celery._work import Work
 from heartbeat_core import Heartbeat, Incarnation, Settings, in_thread, run_loop
@@ -43,6 +44,7 @@ class Agent:
         settings: How to beat and judge.
         broker: The broker over which its tasks come.
         gate: Stands before the result backend.
+        sign_writer: Writes this worker's sign of life for probes of its machine.
     """
 
     app: Celery
@@ -50,6 +52,7 @@ class Agent:
     settings: Settings
     broker: Broker
     gate: Gate = attrs.field(factory=Gate)
+    sign_writer: SignWriter | None = None
     _thread: threading.Thread | None = attrs.field(default=None, init=False)
     _joined: threading.Event = attrs.field(factory=threading.Event, init=False)
     _portal: anyio.from_thread.BlockingPortal | None = attrs.field(default=None, init=False)
@@ -108,7 +111,7 @@ class Agent:
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                run_loop(self._main)
+                run_loop(self._main_with_sign)
             except Exception:
                 logger.exception(
                     "heartbeat: %s stopped beating; the worker goes on, and beats again in %g s",
@@ -116,6 +119,16 @@ class Agent:
                     RETRY,
                 )
                 self._stopping.wait(RETRY)
+        if self.sign_writer is not None:
+            self.sign_writer.remove()
+
+    async def _main_with_sign(self) -> None:
+        """Beat, and write a sign of life from before the broker is reached until the goodbye."""
+        async with anyio.create_task_group() as tasks:
+            if self.sign_writer is not None:
+                tasks.start_soon(self.sign_writer.keep_writing, lambda: self._heartbeat)
+            await self._main()
+            tasks.cancel_scope.cancel()
 
     async def _main(self) -> None:
         await self._connect()

@@ -1,4 +1,4 @@
-"""``celery -A app heartbeat``: the fleet of an app, and its dead letters."""
+"""``celery -A app heartbeat``: the fleet of an app, its beats by hand, and its dead letters."""
 
 import functools
 import json
@@ -7,28 +7,46 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import anyio
+import attrs
 import click
 import kombu.exceptions
 import redis
 from celery import Celery
+from kombu.transport import pyamqp
 from kombu.transport import redis as kombu_redis
 
 from heartbeat_celery._commands.fleet import Fleet
 from heartbeat_celery._commands.interrupts import run
+from heartbeat_celery._commands.options import PROBE, of_a_sender
 from heartbeat_celery._commands.output import log_to_stderr, utc
+from heartbeat_celery._commands.send import Sender
 from heartbeat_celery._commands.status import report
 from heartbeat_celery._commands.watch import watch as watch_fleet
 from heartbeat_celery._dead_letters import DeadLetter, DeadLetters
 from heartbeat_celery._events import EventsTransport
+from heartbeat_celery._probe import main as probe_main
 from heartbeat_celery._redis_broker import pool_and_keys
-from heartbeat_celery._settings import ADAPTER_SETTINGS, namespace_of, shards_of
-from heartbeat_core import Settings, SettingsError, Transport, TransportError
+from heartbeat_celery._settings import ADAPTER_SETTINGS, namespace_of, probe_dir_of, shards_of
+from heartbeat_celery._threads import RETRY
+from heartbeat_core import (
+    BeatError,
+    HeartbeatError,
+    Settings,
+    SettingsError,
+    Transport,
+    TransportError,
+    in_thread,
+)
+from heartbeat_kombu import AmqpTransport, KombuTransport
 from heartbeat_redis import RedisTransport
 
 __all__ = ("heartbeat",)
 
 USAGE_ERROR, NO_BROKER, INTERRUPTED = 2, 3, 130
-NOT_FOUND = 1
+NOT_FOUND = FAILED = 1
+
+BROKER_ERRORS = (TransportError, redis.RedisError, kombu.exceptions.OperationalError)
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 events_option = click.option(
@@ -57,10 +75,12 @@ def _of_the_app(command: Callable[..., int]) -> Callable[..., None]:
         log_to_stderr()
         try:
             code = command(context.obj.app, **options)
-        except (SettingsError, click.UsageError) as exc:
+        except (BeatError, SettingsError, click.UsageError) as exc:
             _say(exc, USAGE_ERROR)
-        except (TransportError, redis.RedisError, kombu.exceptions.OperationalError) as exc:
+        except BROKER_ERRORS as exc:
             _say(f"the broker cannot be reached: {exc}", NO_BROKER)
+        except HeartbeatError as exc:
+            _say(exc, FAILED)
         except KeyboardInterrupt:
             code = INTERRUPTED
         sys.exit(code)
@@ -75,7 +95,7 @@ def _of_the_app(command: Callable[..., int]) -> Callable[..., None]:
 @_of_the_app
 def status(app: Celery, *, wait: float | None, events: bool, as_json: bool) -> int:
     """Print the fleet once; exits like the command heartbeat."""
-    fleet = _fleet(app, events=events)
+    fleet = _fleet_to_watch(app, events=events)
     return run(lambda: report(fleet, wait=wait, as_json=as_json), interrupted=INTERRUPTED)
 
 
@@ -86,8 +106,45 @@ def status(app: Celery, *, wait: float | None, events: bool, as_json: bool) -> i
 @_of_the_app
 def watch(app: Celery, *, seconds: float | None, events: bool, as_json: bool) -> int:
     """Watch who comes, is suspected, dies and goes, until Ctrl-C."""
-    fleet = _fleet(app, events=events)
+    fleet = _fleet_to_watch(app, events=events)
     return run(lambda: watch_fleet(fleet, seconds=seconds, as_json=as_json), interrupted=0)
+
+
+@heartbeat.command()
+@of_a_sender
+@_of_the_app
+def send(app: Celery, *, once: bool, node: str, **says: Any) -> int:
+    """Beat as NODE, or once; exits like the command heartbeat."""
+    # What is wrong with the beat is known before anything connects.
+    sender = Sender(fleet=_fleet(app, _nowhere), node=node, **says)
+
+    def over(connect: Connect) -> Sender:
+        return attrs.evolve(sender, fleet=attrs.evolve(sender.fleet, connect=connect))
+
+    on_redis = _is(app, kombu_redis.Transport)
+    if once:
+        ready = over(_over_redis(app) if on_redis else _over_kombu(app))
+        return run(ready.beat_once, interrupted=INTERRUPTED)
+
+    async def keep_beating() -> int:
+        connect = await _reach_redis(app, node) if on_redis else _over_kombu(app)
+        return await over(connect).keep_beating()
+
+    return run(keep_beating, interrupted=0)
+
+
+@heartbeat.command(**PROBE)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@_of_the_app
+def probe(app: Celery, *, arguments: tuple[str, ...]) -> int:
+    """Tell whether a worker of this machine is alive; heartbeat-probe starts faster."""
+    return probe_main(
+        arguments,
+        program="celery heartbeat probe",
+        namespace=namespace_of(app.conf, os.environ, app.main),
+        parent=probe_dir_of(app.conf, os.environ),
+        enabled=Settings.load(app.conf, os.environ, known=ADAPTER_SETTINGS).enabled,
+    )
 
 
 @dead_letters.command("list")
@@ -146,23 +203,52 @@ def purge(app: Celery, *, yes: bool) -> int:
     return 0
 
 
-def _fleet(app: Celery, *, events: bool) -> Fleet:
-    namespace = namespace_of(app.conf, os.environ, app.main)
-    settings = Settings.load(app.conf, os.environ, known=ADAPTER_SETTINGS)
+Connect = Callable[[str], Transport]
+"""Makes the transport of a namespace."""
+
+
+def _fleet(app: Celery, connect: Connect, *, shards: int | None = None) -> Fleet:
+    return Fleet(
+        connect=connect,
+        namespace=namespace_of(app.conf, os.environ, app.main),
+        shards=shards or shards_of(app.conf, os.environ),
+        settings=Settings.load(app.conf, os.environ, known=ADAPTER_SETTINGS),
+    )
+
+
+def _fleet_to_watch(app: Celery, *, events: bool) -> Fleet:
     if events:
-
-        def listen(each: str) -> Transport:
-            return EventsTransport(app, namespace=each)
-
-        return Fleet(connect=listen, namespace=namespace, shards=1, settings=settings)
+        return _fleet(app, lambda each: EventsTransport(app, namespace=each), shards=1)
     _must_be_redis(app, "try --events")
-    pool, keys = pool_and_keys(app, namespace)
+    return _fleet(app, _over_redis(app))
 
-    def connect(each: str) -> Transport:
-        return RedisTransport(pool=pool, namespace=each, key_prefix=keys.prefix)
 
-    shards = shards_of(app.conf, os.environ)
-    return Fleet(connect=connect, namespace=namespace, shards=shards, settings=settings)
+def _over_redis(app: Celery) -> Connect:
+    """Connect as Kombu does. Blocks, and raises what Kombu and Redis do."""
+    pool, keys = pool_and_keys(app, namespace_of(app.conf, os.environ, app.main))
+    return lambda each: RedisTransport(pool=pool, namespace=each, key_prefix=keys.prefix)
+
+
+def _over_kombu(app: Celery) -> Connect:
+    kind = AmqpTransport if _is(app, pyamqp.Transport) else KombuTransport
+    return lambda each: kind(app.connection_for_write(), namespace=each)
+
+
+async def _reach_redis(app: Celery, node: str) -> Connect:
+    """Connect as soon as the broker is there."""
+    said = False
+    while True:
+        try:
+            return await in_thread(lambda: _over_redis(app))
+        except BROKER_ERRORS as exc:
+            if not said:
+                click.echo(f"heartbeat: {node} does not reach the broker yet: {exc}", err=True)
+                said = True
+        await anyio.sleep(RETRY)
+
+
+def _nowhere(namespace: str) -> NoReturn:
+    raise TransportError(f"{namespace} has no broker yet")
 
 
 def _dead_letters(app: Celery) -> DeadLetters:
@@ -172,9 +258,13 @@ def _dead_letters(app: Celery) -> DeadLetters:
 
 
 def _must_be_redis(app: Celery, otherwise: str) -> None:
-    kind = app.connection_for_read().get_transport_cls()
-    if not issubclass(kind, kombu_redis.Transport):
+    if not _is(app, kombu_redis.Transport):
         raise SettingsError(f"the broker of {app.main} is not Redis or Valkey: {otherwise}")
+
+
+def _is(app: Celery, kind: type) -> bool:
+    """Tell whether an app's broker is of a kind."""
+    return issubclass(app.connection_for_write().get_transport_cls(), kind)
 
 
 def _found(app: Celery, task_id: str) -> list[DeadLetter]:

@@ -1,5 +1,6 @@
 """What stands beside the core's settings under the prefix ``heartbeat_``; it needs no Celery."""
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,10 +13,11 @@ __all__ = (
     "ON_LOST_OF_TASKS",
     "RecoverySettings",
     "namespace_of",
+    "probe_dir_of",
     "shards_of",
 )
 
-ADAPTER_SETTINGS = ("max_recoveries", "namespace", "on_fenced", "on_lost", "shards")
+ADAPTER_SETTINGS = ("max_recoveries", "namespace", "on_fenced", "on_lost", "probe_dir", "shards")
 
 ON_LOST = ("fail", "ignore")
 """What may become of tasks that were acknowledged early and are gone with their worker."""
@@ -89,6 +91,20 @@ def namespace_of(conf: Mapping[str, Any], environ: Mapping[str, str], main: str 
             "spaces and braces"
         )
     return str(namespace)
+
+
+def probe_dir_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
+    """Give the folder in which workers have their files for probes; ``None`` if nothing is set.
+
+    Raises:
+        SettingsError: It is not an absolute path.
+    """
+    folder = _setting("probe_dir", conf, environ)
+    if folder is None:
+        return None
+    if not isinstance(folder, str | pathlib.PurePath) or not pathlib.Path(folder).is_absolute():
+        raise SettingsError(f"heartbeat_probe_dir ({str(folder)!r}) must be an absolute path")
+    return str(folder)
 
 
 def shards_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> int:

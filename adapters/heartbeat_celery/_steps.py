@@ -19,8 +19,10 @@ from heartbeat_celery._settings import (
     ADAPTER_SETTINGS,
     RecoverySettings,
     namespace_of,
+    probe_dir_of,
     shards_of,
 )
+from heartbeat_celery._sign_writer import SignWriter
 from heartbeat_core import Settings, SettingsError
 
 __all__ = ("ConsumerStep", "WorkerStep", "worker_options")
@@ -116,15 +118,22 @@ def _agent_for(worker: Any, given: dict[str, Any]) -> Agent | None:
             transport.__qualname__,
         )
         return None
+    namespace = namespace_of(app.conf, os.environ, app.main)
     broker = RedisBroker(
         app,
-        namespace=namespace_of(app.conf, os.environ, app.main),
+        namespace=namespace,
         shards=shards_of(app.conf, os.environ),
         settings=RecoverySettings.load(app.conf, os.environ),
     )
     agent = Agent(app, worker.hostname, settings, broker, broker.fencing.gate)
     agent.gate.pause = min(2.0, max(0.1, settings.min_freq / 2))
     agent.gate.guard(app)
+    agent.sign_writer = SignWriter(
+        node=worker.hostname,
+        namespace=namespace,
+        settings=settings,
+        parent=probe_dir_of(app.conf, os.environ),
+    )
     app.conf.broker_transport = ALIASES[ours]
     return agent
 

@@ -11,6 +11,8 @@ except ImportError:
     # The core alone has no command line.
     sys.exit("heartbeat needs click: pip install 'heartbeat-core[cli]'")
 
+from heartbeat_celery._commands.options import PROBE, of_a_sender
+
 __all__ = ("main",)
 
 # What is heavy is imported by the command that needs it.
@@ -137,36 +139,8 @@ def _of_a_fleet(command: Callable[..., int]) -> Callable[..., None]:
     return run
 
 
-def _pairs(_context: click.Context, _option: click.Parameter, pairs: tuple[str, ...]) -> Any:
-    """Read ``key=value``, where a value may be a number, true, false or null, else text."""
-    import json
-
-    status: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not name or not equals:
-            raise click.BadParameter(f"{pair!r} is not of the form KEY=VALUE")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        status[name] = text if isinstance(value, dict | list) else value
-    return status
-
-
 @main.command()
-@click.argument("node")
-@click.option("--once", is_flag=True, help="Send one beat, and no goodbye.")
-@click.option(
-    "--status",
-    metavar="KEY=VALUE",
-    multiple=True,
-    callback=_pairs,
-    help="What the node says of itself. May be given several times.",
-)
-@click.option("--stalled", is_flag=True, help="Say that the node lives, but its work stands still.")
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but what goes wrong.")
-@click.option("--json", "as_json", is_flag=True, help="Print objects, one a line.")
+@of_a_sender
 @_of_a_fleet
 def send(
     fleet: Any,
@@ -244,6 +218,18 @@ def status(fleet: Any, *, wait: float | None, as_json: bool) -> int:
     from heartbeat_celery._commands.status import report
 
     return _run(lambda: report(fleet, wait=wait, as_json=as_json), INTERRUPTED)
+
+
+@main.command(**PROBE)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def probe(arguments: tuple[str, ...]) -> None:
+    """Tell whether a worker of this machine is alive, for a container.
+
+    It is the command heartbeat-probe, which starts faster.
+    """
+    from heartbeat_celery._probe import main as probe_main
+
+    sys.exit(probe_main(arguments, program="heartbeat probe"))
 
 
 def _run(work: Callable[[], Awaitable[int]], interrupted: int) -> int:

@@ -1,8 +1,10 @@
 """``celery -A app heartbeat``, on real workers and a real broker."""
 
+import contextlib
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,8 +14,9 @@ import pytest
 
 sys.path[:0] = [str(pathlib.Path(__file__).parent)]
 
-from fleet import HERE, Fleet
+from fleet import HERE, Fleet, wait_for
 
+COMMAND = [sys.executable, "-m", "celery", "-A", "fleet_app", "heartbeat"]
 DEAD_LETTERS = "heartbeat.fleet.dead-letters"
 
 
@@ -25,18 +28,37 @@ def fleet(valkey: Any, tmp_path: pathlib.Path) -> Iterator[Fleet]:
         yield fleet
 
 
-def command(fleet: Fleet, *words: str, broker: str | None = None) -> tuple[int, str, str]:
-    """Run the command; give its exit code, its output and its errors."""
-    environ = {
+def environ_for(fleet: Fleet, broker: str | None = None) -> dict[str, str]:
+    """Give the environment in which the command finds the workers' app."""
+    return {
         **os.environ,
         "FLEET_BROKER": broker or fleet.url,
         "FLEET_CONF": json.dumps(fleet.conf),
         "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
         "PYTHONWARNINGS": "ignore",
     }
+
+
+@contextlib.contextmanager
+def started(fleet: Fleet, *words: str) -> Iterator[tuple["subprocess.Popen[bytes]", pathlib.Path]]:
+    """Start the command; give it, and where its output and its errors go."""
+    said = fleet.folder / "said"
+    with said.open("wb") as out:
+        process = subprocess.Popen(
+            [*COMMAND, *words], env=environ_for(fleet), stdout=out, stderr=subprocess.STDOUT
+        )
+    try:
+        yield process, said
+    finally:
+        process.kill()
+        process.wait()
+
+
+def command(fleet: Fleet, *words: str, broker: str | None = None) -> tuple[int, str, str]:
+    """Run the command; give its exit code, its output and its errors."""
     result = subprocess.run(
-        [sys.executable, "-m", "celery", "-A", "fleet_app", "heartbeat", *words],
-        env=environ,
+        [*COMMAND, *words],
+        env=environ_for(fleet, broker),
         capture_output=True,
         text=True,
         check=False,
@@ -64,6 +86,69 @@ def test_workers_are_heard_by_their_events_too(fleet: Fleet) -> None:
     assert command(fleet, "status", "--wait", "1")[0] == 4
     code, out, _ = command(fleet, "status", "--events", "--wait", "3", "--json")
     assert (code, [each["node"] for each in json.loads(out)]) == (0, ["w1@here"])
+
+
+def nodes(fleet: Fleet) -> dict[str, str]:
+    """Give who is there, and how."""
+    _, out, _ = command(fleet, "status", "--wait", "0.2", "--json")
+    return {each["node"]: each["state"] for each in json.loads(out)}
+
+
+def test_a_node_beats_by_hand_in_the_apps_fleet(fleet: Fleet) -> None:
+    """A node beats beside the workers, by the app's settings, until it is asked to end."""
+    fleet.conf["broker_transport_options"] = {"global_keyprefix": "ours:"}
+    fleet.conf["heartbeat_frequency"] = 0.5
+    (worker,) = fleet.start_all(1, pool="solo")
+    with started(fleet, "send", "hand", "--status", "tasks=3", "--json") as (sender, said):
+        wait_for(said.read_text, "it says so", 30)
+        assert json.loads(said.read_text())["event"] == "beats"
+        wait_for(lambda: worker.lines("hand unknown -> alive"), "the worker sees it")
+        assert nodes(fleet) == {"w1@here": "alive", "hand": "alive"}
+        code, _, err = command(fleet, "send", "hand", "--once")
+        assert (code, "a node called hand is there already" in err) == (1, True)
+        sender.send_signal(signal.SIGTERM)
+        assert sender.wait(20) == 0
+    wait_for(lambda: worker.lines("hand said goodbye"), "the worker hears it")
+    code, out, _ = command(fleet, "send", "other", "--once")
+    assert (code, "sent once" in out) == (0, True)
+    wait_for(lambda: worker.lines("other alive -> suspect"), "the worker misses it")
+
+
+def test_who_beats_by_hand_waits_for_the_broker(
+    valkey_private: Any, tmp_path: pathlib.Path
+) -> None:
+    """A broker that is away is waited for, but for one beat."""
+    with Fleet(valkey_private.url, tmp_path) as fleet:
+        valkey_private.stop()
+        code, _, err = command(fleet, "send", "hand", "--once")
+        assert (code, "the broker cannot be reached" in err) == (3, True)
+        with started(fleet, "send", "hand") as (sender, said):
+            wait_for(lambda: "does not reach the broker yet" in said.read_text(), "it says so", 40)
+            valkey_private.start()
+            wait_for(lambda: "beats every 1 s" in said.read_text(), "it beats", 30)
+            assert sender.poll() is None
+            assert said.read_text().count("\n") == 2
+
+
+def test_on_rabbitmq_a_node_beats_by_hand(fleet: Fleet, rabbitmq: Any) -> None:
+    """It needs no worker that beats there."""
+    code, out, err = command(fleet, "send", "hand", "--once", broker=rabbitmq.url)
+    assert (code, "sent once" in out, err) == (0, True, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["send", ""], "a node's name has 1 to 255 printable characters"),
+        (["send", "hand", "--status", "x"], "'x' is not of the form KEY=VALUE"),
+        (["probe", "--x"], "celery heartbeat probe: error: unrecognized arguments: --x"),
+    ],
+)
+def test_what_is_called_wrongly_is_said_at_once(fleet: Fleet, words: list[str], said: str) -> None:
+    """Before anything connects."""
+    code, out, err = command(fleet, *words, broker="redis://127.0.0.1:1/0")
+    assert (code, out) == (2, "")
+    assert said in err
 
 
 def dead_letter(fleet: Fleet, number: int) -> str:

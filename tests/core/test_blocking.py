@@ -47,6 +47,7 @@ def states(heartbeat: BlockingHeartbeat) -> dict[str, State]:
 def test_it_beats_while_its_service_blocks(heartbeat: BlockingHeartbeat) -> None:
     """Without an event loop of the service's a node joins, and sees who dies."""
     assert heartbeat.wait_joined(10) == heartbeat.incarnation
+    until(lambda: heartbeat.joined)
     heartbeat.expect([STRANGER])
     assert states(heartbeat) == {"a": State.ALIVE, "stranger": State.SUSPECT}
     time.sleep(FAST.min_freq + 4 * FAST.frequency)

@@ -163,6 +163,24 @@ async def test_an_outage_of_the_broker_kills_nobody(caplog: pytest.LogCaptureFix
     assert "dead" not in caplog.text
 
 
+async def test_a_node_knows_whether_the_broker_knows_it() -> None:
+    """It has joined while its beats get through: not before, in no outage, and not afterwards."""
+    broker = MemoryBroker()
+    broker.stop()
+    with anyio.fail_after(20):
+        async with Heartbeat("a", MemoryTransport(broker), settings=FAST) as a:
+            await anyio.sleep(2 * FAST.frequency)
+            assert not a.joined
+            for _ in range(2):
+                broker.start()
+                await until(lambda: a.joined)
+                broker.stop()
+                await until(lambda: not a.joined)
+            broker.start()
+            await until(lambda: a.joined)
+        assert not a.joined
+
+
 async def test_the_buried_come_back_as_somebody_larger() -> None:
     """A node that reads its obituary says so, and goes on as a larger incarnation."""
     broker = MemoryBroker()

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -396,6 +397,20 @@ def test_a_wrong_directory_is_a_wrong_setting(folder: object) -> None:
     assert probe_dir_of({}, {"CELERY_HEARTBEAT_PROBE_DIR": "/run/x"}) == "/run/x"
     assert probe_dir_of({"heartbeat_probe_dir": pathlib.Path("/run/x")}, {}) == "/run/x"
     assert probe_dir_of({}, {}) is None
+
+
+DOCS = HERE.parents[1] / "docs" / "how-to" / "kubernetes.md"
+SHOWN = re.findall(r'(?:command|test): (\[.*"heartbeat-probe".*\])', DOCS.read_text())
+
+
+@pytest.mark.parametrize("shown", sorted(set(SHOWN)))
+def test_the_docs_show_what_works(tmp_path: pathlib.Path, shown: str) -> None:
+    """Each command of the how-to is one, and probes what is asked for."""
+    words = [word for word in json.loads(shown) if word not in {"CMD", "heartbeat-probe"}]
+    write(tmp_path, "one@here")
+    code, said = probe(tmp_path, *words)
+    assert code == (1 if "--ready" in words else 0)
+    assert said.startswith("one@here is ")
 
 
 # -- the command --------------------------------------------------------------------------------

@@ -148,6 +148,20 @@ def chaos(session: nox.Session) -> None:
 
 
 @nox.session
+def cost(session: nox.Session) -> None:
+    """What the adapter costs a worker and its broker (Linux); ``-- --rounds 5 --json``."""
+    install_wheel(session, "[all]")
+    session.run("python", "benchmarks/cost.py", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """No false alarm under full load, broker outages and a stuck worker; ``-- --minutes 60``."""
+    install_wheel(session, "[all]")
+    session.run("python", "benchmarks/soak.py", *session.posargs)
+
+
+@nox.session
 def lowest(session: nox.Session) -> None:
     """The adapters with the oldest Celery, kombu and redis-py that they work with."""
     install_wheel(session, "[all]")

@@ -228,6 +228,7 @@ def row(
         cost[who] = {
             "without_us": round(statistics.median(without), 1),
             "with_us": round(statistics.median(with_), 1),
+            "adds_us": round(statistics.median(with_) - statistics.median(without), 1),
             "ratio": round(_ratio(statistics.median(with_), statistics.median(without)), 3),
             "spread": [round(ratios[0], 3), round(ratios[-1], 3)],
         }
@@ -257,6 +258,14 @@ def table(rows: list[dict[str, Any]]) -> str:
             cells += [_spread(cost[who])]
         cells += [_spread(cost["both"]), f"at most {each['target']:g}"]
         lines.append(f"| {' | '.join(cells)} |")
+    lines.append("")
+    lines += [
+        f"What the heartbeat itself takes, {each['broker']} {each['pool']} {each['acks']}: "
+        f"{each['cost']['worker']['adds_us'] / 1e4:.2f} % of a core in the worker, "
+        f"{each['cost']['broker']['adds_us'] / 1e4:.2f} % in the broker."
+        for each in rows
+        if each["load"] == "idle"
+    ]
     return "\n".join(lines)
 
 

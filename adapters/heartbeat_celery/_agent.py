@@ -5,6 +5,7 @@ event loop and its own connections, so that no task and no main loop can silence
 that goes wrong in it reaches the worker.
 """
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -12,7 +13,6 @@ import threading
 from typing import Any
 
 import anyio
-import anyio.from_thread
 import attrs
 import redis
 from celery import Celery
@@ -21,6 +21,7 @@ from heartbeat_celery._announcer import Announcer
 from heartbeat_celery._claims import SCRIPTS, Claims
 from heartbeat_celery._delivery import Delivery
 from heartbeat_celery._keys import Keys
+from heartbeat_celery._native import NativeThread, native_lock, wait_until
 from heartbeat_celery._recovery import Recovery
 from heartbeat_celery._running import Running
 from heartbeat_celery._settings import RecoverySettings
@@ -61,39 +62,38 @@ class Agent:
     recovery: RecoverySettings = attrs.field(factory=RecoverySettings)
     claims: Claims | None = attrs.field(default=None, init=False)
     running: Running = attrs.field(init=False)
-    _thread: threading.Thread | None = attrs.field(default=None, init=False)
-    _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
+    _thread: NativeThread = attrs.field(init=False)
+    _lock: threading.Lock = attrs.field(factory=native_lock, init=False)
     _joined: threading.Event = attrs.field(factory=threading.Event, init=False)
-    _portal: anyio.from_thread.BlockingPortal | None = attrs.field(default=None, init=False)
+    _loop: asyncio.AbstractEventLoop | None = attrs.field(default=None, init=False)
     _stop: anyio.Event | None = attrs.field(default=None, init=False)
     _stopping: threading.Event = attrs.field(factory=threading.Event, init=False)
     _heartbeat: Heartbeat | None = attrs.field(default=None, init=False)
     _pid: int = attrs.field(factory=os.getpid, init=False)
 
     def __attrs_post_init__(self) -> None:
-        """Begin with no task."""
+        """Begin with no task, and no thread."""
+        self._thread = NativeThread(self._run)
         self.running = Running(self.app, self.recovery.on_lost)
 
     def start(self) -> None:
         """Begin to beat; does not wait for the broker."""
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
     def wait_joined(self, timeout: float = JOIN_TIMEOUT) -> bool:
         """Wait until the broker knows this worker's incarnation; tell whether it does."""
-        return self._joined.wait(timeout)
+        return wait_until(self._joined.is_set, timeout)
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Say goodbye and stop; waits for that, but never long. May be called twice."""
         self._stopping.set()
-        portal, stop, thread = self._portal, self._stop, self._thread
-        if thread is None or os.getpid() != self._pid:
+        loop, stop = self._loop, self._stop
+        if os.getpid() != self._pid:
             return  # A forked child has the agent's memory, but not its thread.
-        if portal is not None and stop is not None:
+        if loop is not None and stop is not None:
             with contextlib.suppress(RuntimeError):  # It has stopped by itself.
-                portal.start_task_soon(stop.set)
-        thread.join(timeout)
-        if thread.is_alive():
+                loop.call_soon_threadsafe(stop.set)
+        if not self._thread.join(timeout):
             logger.warning("heartbeat: %s could not say goodbye within %g s", self.node, timeout)
 
     def attach(self, channel: Any) -> None:
@@ -131,7 +131,7 @@ class Agent:
                     self.node,
                     RETRY,
                 )
-                self._stopping.wait(RETRY)
+                wait_until(self._stopping.is_set, RETRY)
 
     async def _main(self) -> None:
         found = await self._find_broker()
@@ -148,44 +148,46 @@ class Agent:
         stop = self._stop = anyio.Event()
         if self._stopping.is_set():
             return
-        async with anyio.from_thread.BlockingPortal() as portal:
-            self._portal = portal
-            async with (
-                Heartbeat(self.node, transport_for(self.node), settings=self.settings) as heartbeat,
-                anyio.create_task_group() as tasks,
-            ):
-                self._heartbeat = heartbeat
-                work = Work(
-                    heartbeat=heartbeat,
-                    claims=claims,
-                    running=self.running,
-                    recovery=Recovery(client, keys, self.recovery),
-                    delivery=Delivery(
-                        self.app, Verdicts(client, keys), lambda: heartbeat.incarnation
-                    ),
-                    announcer=Announcer(self.app),
-                    shard=self._shard,
-                    transport_for=transport_for,
-                    joined=self._joined,
-                )
-                for loop in work.loops():
-                    tasks.start_soon(loop)
-                await stop.wait()
-                tasks.cancel_scope.cancel()
-                await work.leave()
-            self._portal = None
+        self._loop = asyncio.get_running_loop()
+        async with (
+            Heartbeat(self.node, transport_for(self.node), settings=self.settings) as heartbeat,
+            anyio.create_task_group() as tasks,
+        ):
+            self._heartbeat = heartbeat
+            work = Work(
+                heartbeat=heartbeat,
+                claims=claims,
+                running=self.running,
+                recovery=Recovery(client, keys, self.recovery),
+                delivery=Delivery(
+                    self.app,
+                    Verdicts(client, keys),
+                    lambda: heartbeat.incarnation,
+                    self._thread.in_worker,
+                ),
+                announcer=Announcer(self.app, self._thread.in_worker),
+                shard=self._shard,
+                transport_for=transport_for,
+                joined=self._joined,
+            )
+            for loop in work.loops():
+                tasks.start_soon(loop)
+            await stop.wait()
+            tasks.cancel_scope.cancel()
+            await work.leave()
 
     def _shard(self, node: str) -> str:
         return shard_of(self.namespace, node, self.shards)
 
     def _fenced(self, incarnation: Incarnation) -> None:
         """Take note, in the consumer's thread, that the broker calls an incarnation dead."""
-        claims, portal, heartbeat = self.claims, self._portal, self._heartbeat
-        if claims is None or portal is None or heartbeat is None:
+        claims, loop, heartbeat = self.claims, self._loop, self._heartbeat
+        if claims is None or loop is None or heartbeat is None:
             return
         if claims.incarnation == incarnation:
             claims.incarnation = None
-            portal.start_task_soon(heartbeat.rejoin, incarnation)
+            with contextlib.suppress(RuntimeError):  # It has stopped.
+                loop.call_soon_threadsafe(heartbeat.rejoin, incarnation)
 
     async def _find_broker(self) -> tuple[redis.ConnectionPool, Keys] | None:
         """Make a pool of connections like those that Kombu makes, once the broker answers."""

@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -48,9 +48,11 @@ class Announcer:
 
     Args:
         app: The sender.
+        in_worker: Runs the receivers.
     """
 
     app: Celery
+    in_worker: Callable[[Callable[[], Any]], Awaitable[Any]] = in_thread
     _unsent: deque[Callable[[], Any]] = attrs.field(factory=deque, init=False)
     _changed: anyio.Event = attrs.field(factory=anyio.Event, init=False)
 
@@ -80,7 +82,7 @@ class Announcer:
         """Send what there is to send."""
         while True:
             while self._unsent:
-                await in_thread(self._unsent.popleft())
+                await self.in_worker(self._unsent.popleft())
             self._changed = anyio.Event()
             await self._changed.wait()
 

@@ -54,6 +54,7 @@ class Fleet:
     conf: dict[str, Any] = attrs.field(factory=dict)
     environ: dict[str, str] = attrs.field(factory=dict)
     app_name: str = "fleet_app"
+    celery: tuple[str, ...] = (sys.executable, "-m", "celery")
     workers: list[Worker] = attrs.field(factory=list, init=False)
     client: "redis.Redis[str]" = attrs.field(init=False)
     _started: int = attrs.field(default=0, init=False)
@@ -81,9 +82,20 @@ class Fleet:
         """Start a worker; does not wait until it is ready."""
         self._started += 1
         log = self.folder / f"{name}-{self._started}.log"
-        command = [sys.executable, "-m", "celery", "-A", self.app_name, "worker", "-l", "INFO"]
+        command = [*self.celery, "-A", self.app_name, "worker", "-l", "INFO"]
         command += ["-P", pool, "-c", str(concurrency), "-n", f"{name}@here", *options]
-        environ = {
+        environ = self.environment()
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                command, env=environ, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        worker = Worker(name, process, log)
+        self.workers.append(worker)
+        return worker
+
+    def environment(self) -> dict[str, str]:
+        """Give the environment of every worker."""
+        return {
             **os.environ,
             "FLEET_BROKER": self.url,
             "FLEET_CONF": json.dumps(self.conf),
@@ -95,13 +107,6 @@ class Fleet:
             "TMPDIR": str(self.folder),
             **self.environ,
         }
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                command, env=environ, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        worker = Worker(name, process, log)
-        self.workers.append(worker)
-        return worker
 
     def start_all(self, count: int, **kwargs: Any) -> list[Worker]:
         """Start so many workers, and wait until they are ready and know each other."""

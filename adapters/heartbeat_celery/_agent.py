@@ -6,10 +6,10 @@ that goes wrong in it reaches the worker.
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -87,12 +87,11 @@ class Agent:
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Say goodbye and stop; waits for that, but never long. May be called twice."""
         self._stopping.set()
-        loop, stop = self._loop, self._stop
+        stop = self._stop
         if os.getpid() != self._pid:
             return  # A forked child has the agent's memory, but not its thread.
-        if loop is not None and stop is not None:
-            with contextlib.suppress(RuntimeError):  # It has stopped by itself.
-                loop.call_soon_threadsafe(stop.set)
+        if stop is not None:
+            self._in_loop(stop.set)
         if not self._thread.join(timeout):
             logger.warning("heartbeat: %s could not say goodbye within %g s", self.node, timeout)
 
@@ -181,13 +180,26 @@ class Agent:
 
     def _fenced(self, incarnation: Incarnation) -> None:
         """Take note, in the consumer's thread, that the broker calls an incarnation dead."""
-        claims, loop, heartbeat = self.claims, self._loop, self._heartbeat
-        if claims is None or loop is None or heartbeat is None:
+        claims, heartbeat = self.claims, self._heartbeat
+        if claims is None or heartbeat is None:
             return
         if claims.incarnation == incarnation:
             claims.incarnation = None
-            with contextlib.suppress(RuntimeError):  # It has stopped.
-                loop.call_soon_threadsafe(heartbeat.rejoin, incarnation)
+            self._in_loop(lambda: heartbeat.rejoin(incarnation))
+
+    def _in_loop(self, call: Callable[[], object]) -> None:
+        """Have something done in the heartbeat's loop; does not wait for it."""
+        if self._loop is None:
+            return
+
+        async def run() -> None:
+            call()
+
+        coroutine = run()
+        try:
+            asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except RuntimeError:  # It has ended by itself.
+            coroutine.close()
 
     async def _find_broker(self) -> tuple[redis.ConnectionPool, Keys] | None:
         """Make a pool of connections like those that Kombu makes, once the broker answers."""

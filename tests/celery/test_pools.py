@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import json
 import os
 import pathlib
 import signal
@@ -14,7 +15,7 @@ import pytest
 
 sys.path[:0] = [str(pathlib.Path(__file__).parent)]
 
-from fleet import Fleet, Worker, wait_for
+from fleet import Fleet, Worker, stopped, wait_for
 
 ALARMS = ("-> suspect", "-> dead", "back in their queues", "Traceback")
 
@@ -130,17 +131,24 @@ def test_a_worker_recovers_while_its_tasks_compute(fleet: Fleet, pool: str) -> N
 
 @pytest.mark.parametrize("pool", GREENLETS)
 def test_who_waits_for_a_lost_task_is_told(fleet: Fleet, pool: str) -> None:
-    """The result of a task that died with its worker is stored by one that runs greenlets."""
+    """What a worker with greenlets finds out it tells: by a result, signals and its log."""
+    fleet.app_name = "lost_app"
     victim, other = fleet.start("victim", pool=pool), fleet.start("other", "-Q", "other", pool=pool)
     fleet.wait_ready(victim, other)
     knows(other, victim)
-    result = fleet.app().send_task("early", (0, 60.0))
+    result = fleet.app().send_task("lost_app.early", (0, 60.0))
     wait_for(lambda: fleet.running().get(0), "the victim runs a task")
     wait_for(lambda: "unacked" not in fleet.left_over(), "it is acknowledged")
     victim.kill_group()
     wait_for(lambda: fleet.client.exists(f"celery-task-meta-{result.id}"), "its result is known")
     assert "WorkerLostError" in str(fleet.client.get(f"celery-task-meta-{result.id}"))
-    wait_for(lambda: other.lines(f"task early[{result.id}] is lost"), "it is told")
+    wait_for(lambda: other.lines(f"task lost_app.early[{result.id}] is lost"), "it is told")
+
+    def told() -> set[str]:
+        lines = map(json.loads, fleet.client.lrange("fleet:told", 0, -1))
+        return {line["what"] for line in lines if line.get("worker") == "other@here"}
+
+    wait_for(lambda: told() >= {"node_suspect", "node_dead", "task_lost"}, "signals are sent")
     assert fleet.stop(other) == 0
 
 
@@ -358,3 +366,56 @@ def test_a_detached_worker(fleet: Fleet) -> None:
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda: fleet.client.llen("celery") == 1, "the task is back in its queue")
     assert watcher.lines("loose@here suspect -> dead")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize("pool", ["threads", *GREENLETS])
+def test_a_child_of_a_task_does_not_make_its_dead_worker_look_connected(
+    fleet: Fleet, pool: str
+) -> None:
+    """A killed worker whose task had forked is found by its connection, not by silence."""
+    (fleet.folder / "forking_app.py").write_text(
+        "import os, time\n"
+        "from fleet_app import app, _note\n"
+        "@app.task(bind=True, name='fork')\n"
+        "def fork(self, number, seconds):\n"
+        "    if os.fork() == 0:\n"
+        "        time.sleep(seconds)\n"
+        "        os._exit(0)\n"
+        "    _note('start', self, number)\n"
+        "    time.sleep(seconds)\n"
+    )
+    fleet.app_name = "forking_app"
+    victim = fleet.start("victim", pool=pool)
+    other = fleet.start("other", "-Q", "nothing", pool="solo")
+    fleet.wait_ready(victim, other)
+    knows(other, victim)
+    fleet.send("fork", 1, 8.0)
+    wait_for(fleet.running, "the victim's task has forked")
+    victim.process.kill()
+    wait_for(lambda: other.lines("victim@here suspect -> dead (checks failed)"), "it is found")
+    assert other.lines("victim@here alive -> suspect (connection closed)")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="nobody can be paused here")
+@pytest.mark.parametrize("pool", GREENLETS)
+def test_who_was_paused_for_too_long_begins_a_new_life(fleet: Fleet, pool: str) -> None:
+    """A worker that wakes up when others have taken over its task is told, and works on."""
+    fleet.environ["CELERY_HEARTBEAT_EXPIRE"] = "4"
+    paused = fleet.start("paused", pool=pool)
+    other = fleet.start("other", "-Q", "other", pool=pool)
+    fleet.wait_ready(paused, other)
+    knows(other, paused)
+    fleet.send("sleep", 1, 2.0)
+    wait_for(fleet.running, "it runs a task")
+    with stopped(paused):
+        wait_for(lambda: fleet.client.llen("celery") == 1, "the task is back in its queue")
+    wait_for(lambda: paused.lines("paused@here was declared dead"), "it is told")
+    wait_for(lambda: other.lines("paused@here came back as a larger"), "it is back")
+    fleet.wait_ended(1)
+    fleet.send("sleep", 2, 0.1, first=1)
+    fleet.wait_ended(3)
+    for worker in (paused, other):
+        assert fleet.stop(worker) == 0
+        assert not worker.lines("Traceback")
+    assert fleet.left_over() == {}

@@ -72,7 +72,12 @@ class _Gate:
 # A process forks as a whole, so there is one gate in it.
 _gate = _Gate()
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch - it is not there on Windows
+# There is no fork on Windows. And where gevent or eventlet have replaced the locks nobody waits at
+# the gate: the heartbeat may be on another hub than who forks, and what forks there is to be
+# another program at once.
+_forks = hasattr(os, "register_at_fork") and type(threading.Lock()).__module__ == "_thread"
+
+if _forks:  # pragma: no branch
     os.register_at_fork(
         before=_gate.close, after_in_parent=_gate.open, after_in_child=_gate.open_again
     )
@@ -130,7 +135,7 @@ def run_loop(main: Callable[[], Awaitable[T]]) -> T:
     It is ``anyio.run`` on asyncio, but the process forks only while the loop waits. Blocks until
     ``main`` is done, and gives its result or raises its error.
     """
-    if not hasattr(os, "fork"):
+    if not _forks:
         return anyio.run(main, backend="asyncio")
     with no_fork():
         import asyncio  # noqa: PLC0415 - on trio it is not needed

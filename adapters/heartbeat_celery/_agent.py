@@ -5,20 +5,21 @@ connections, so that no task and no main loop can silence it, and nothing that g
 reaches the worker.
 """
 
-import contextlib
+import asyncio
 import logging
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import anyio
-import anyio.from_thread
 import attrs
 from celery import Celery
 
 from heartbeat_celery._announcer import Announcer
 from heartbeat_celery._broker import Broker
 from heartbeat_celery._gate import Gate
+from heartbeat_celery._native import NativeThread, wait_until
 from heartbeat_celery._sign_writer import SignWriter
 from heartbeat_celery._threads import RETRY
 from heartbeat_celery._work import Work
@@ -53,21 +54,21 @@ class Agent:
     broker: Broker
     gate: Gate = attrs.field(factory=Gate)
     sign_writer: SignWriter | None = None
-    _thread: threading.Thread | None = attrs.field(default=None, init=False)
+    _thread: NativeThread = attrs.field(init=False)
     _joined: threading.Event = attrs.field(factory=threading.Event, init=False)
-    _portal: anyio.from_thread.BlockingPortal | None = attrs.field(default=None, init=False)
+    _loop: asyncio.AbstractEventLoop | None = attrs.field(default=None, init=False)
     _stop: anyio.Event | None = attrs.field(default=None, init=False)
     _stopping: threading.Event = attrs.field(factory=threading.Event, init=False)
     _heartbeat: Heartbeat | None = attrs.field(default=None, init=False)
     _pid: int = attrs.field(factory=os.getpid, init=False)
 
     def __attrs_post_init__(self) -> None:
-        """Listen to what the broker says of this worker."""
+        """Listen to what the broker says of this worker; there is no thread yet."""
+        self._thread = NativeThread(self._run)
         self.broker.on_fenced = self._rejoin
 
     def start(self) -> None:
         """Begin to beat; does not wait for the broker."""
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
     def attach(self, consumer: Any) -> None:
@@ -79,7 +80,7 @@ class Agent:
         Raises:
             Exception: It works without claims, or its connection is gone.
         """
-        if not self._joined.wait(JOIN_TIMEOUT):
+        if not wait_until(self._joined.is_set, JOIN_TIMEOUT):
             logger.warning(
                 "heartbeat: %s has not joined the others yet; what it takes until then is "
                 "not recovered if it dies",
@@ -90,21 +91,33 @@ class Agent:
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Say goodbye and stop; waits for that, but never long. May be called twice."""
         self._stopping.set()
-        portal, stop, thread = self._portal, self._stop, self._thread
-        if thread is None or os.getpid() != self._pid:
+        stop = self._stop
+        if os.getpid() != self._pid:
             return  # A forked child has the agent's memory, but not its thread.
-        if portal is not None and stop is not None:
-            with contextlib.suppress(RuntimeError):  # It has stopped by itself.
-                portal.start_task_soon(stop.set)
-        thread.join(timeout)
-        if thread.is_alive():
+        if stop is not None:
+            self._in_loop(stop.set)
+        if not self._thread.join(timeout):
             logger.warning("heartbeat: %s could not say goodbye within %g s", self.node, timeout)
 
     def _rejoin(self, fenced: Incarnation) -> None:
         """Become somebody new, since the broker calls this worker dead; from any thread."""
-        portal, heartbeat = self._portal, self._heartbeat
-        if portal is not None and heartbeat is not None:
-            portal.start_task_soon(heartbeat.rejoin, fenced)
+        heartbeat = self._heartbeat
+        if heartbeat is not None:
+            self._in_loop(lambda: heartbeat.rejoin(fenced))
+
+    def _in_loop(self, call: Callable[[], object]) -> None:
+        """Have something done in the heartbeat's loop; does not wait for it."""
+        if self._loop is None:
+            return
+
+        async def run() -> None:
+            call()
+
+        coroutine = run()
+        try:
+            asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except RuntimeError:  # It has ended by itself.
+            coroutine.close()
 
     # -- in the thread ------------------------------------------------------------------------
 
@@ -118,7 +131,7 @@ class Agent:
                     self.node,
                     RETRY,
                 )
-                self._stopping.wait(RETRY)
+                wait_until(self._stopping.is_set, RETRY)
         if self.sign_writer is not None:
             self.sign_writer.remove()
 
@@ -135,27 +148,26 @@ class Agent:
         stop = self._stop = anyio.Event()
         if self._stopping.is_set():
             return
-        async with anyio.from_thread.BlockingPortal() as portal:
-            self._portal = portal
-            transport = self.broker.transport_for(self.node)
-            async with (
-                Heartbeat(self.node, transport, settings=self.settings) as heartbeat,
-                anyio.create_task_group() as tasks,
-            ):
-                self._heartbeat = heartbeat
-                announcer = Announcer(self.app)
-                custody = self.broker.custody(heartbeat, announcer)
-                work = Work(heartbeat, self.broker, custody, announcer, self.gate, self._joined)
-                for loop in (work.follow, work.notice_pauses, announcer.run, *custody.loops()):
-                    tasks.start_soon(loop)
-                try:
-                    await stop.wait()
-                finally:
-                    # Whatever ends this: no result waits for it any more.
-                    self.gate.leave_open()
-                tasks.cancel_scope.cancel()
-                await custody.leave()
-            self._portal = None
+        self._loop = asyncio.get_running_loop()
+        async with (
+            Heartbeat(
+                self.node, self.broker.transport_for(self.node), settings=self.settings
+            ) as heartbeat,
+            anyio.create_task_group() as tasks,
+        ):
+            self._heartbeat = heartbeat
+            announcer = Announcer(self.app, self._thread.in_worker)
+            custody = self.broker.custody(heartbeat, announcer, self._thread.in_worker)
+            work = Work(heartbeat, self.broker, custody, announcer, self.gate, self._joined)
+            for loop in (work.follow, work.notice_pauses, announcer.run, *custody.loops()):
+                tasks.start_soon(loop)
+            try:
+                await stop.wait()
+            finally:
+                # Whatever ends this: no result waits for it any more.
+                self.gate.leave_open()
+            tasks.cancel_scope.cancel()
+            await custody.leave()
 
     async def _connect(self) -> None:
         """Reach the broker, however long that takes."""

@@ -12,6 +12,7 @@ from celery import Celery
 from celery.utils.dispatch import Signal
 
 from heartbeat_celery import signals
+from heartbeat_celery._native import InWorker
 from heartbeat_celery._recovery import Recovered
 from heartbeat_core import Cause, Incarnation, State, Transition, in_thread
 
@@ -48,9 +49,11 @@ class Announcer:
 
     Args:
         app: The sender.
+        in_worker: Runs the receivers.
     """
 
     app: Celery
+    in_worker: InWorker = in_thread
     _unsent: deque[Callable[[], Any]] = attrs.field(factory=deque, init=False)
     _changed: anyio.Event = attrs.field(factory=anyio.Event, init=False)
 
@@ -80,7 +83,7 @@ class Announcer:
         """Send what there is to send."""
         while True:
             while self._unsent:
-                await in_thread(self._unsent.popleft())
+                await self.in_worker(self._unsent.popleft())
             self._changed = anyio.Event()
             await self._changed.wait()
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from heartbeat_celery._announcer import Announcer
+from heartbeat_celery._native import InWorker
 from heartbeat_core import Heartbeat, Incarnation, Transport
 
 __all__ = ("Broker", "Custody", "Loop")
@@ -78,8 +79,14 @@ class Broker(Protocol):
         """
         ...
 
-    def custody(self, heartbeat: Heartbeat, announcer: Announcer) -> Custody:
-        """Begin to answer, in this heartbeat's name, for what the dead held."""
+    def custody(self, heartbeat: Heartbeat, announcer: Announcer, in_worker: InWorker) -> Custody:
+        """Begin to answer, in this heartbeat's name, for what the dead held.
+
+        Args:
+            heartbeat: Who answers.
+            announcer: Sends the signals.
+            in_worker: Runs what belongs to the worker's own threads or greenlets.
+        """
         ...
 
     def may_begin(self, request: Any) -> bool:

@@ -13,6 +13,7 @@ import attrs
 from celery import Celery
 
 from heartbeat_celery import signals
+from heartbeat_celery._native import InWorker
 from heartbeat_celery._results import Results
 from heartbeat_celery._threads import RETRY, until_done
 from heartbeat_celery._verdicts import Kind, Taken, Verdict, Verdicts
@@ -36,11 +37,13 @@ class Delivery:
         app: Whose tasks they are of.
         verdicts: Where they stand.
         me: Gives the incarnation under which they are taken.
+        in_worker: Runs what reaches the app's result backend and its signals.
     """
 
     app: Celery
     verdicts: Verdicts
     me: Callable[[], Incarnation]
+    in_worker: InWorker = in_thread
     _wanted: anyio.Event = attrs.field(factory=anyio.Event, init=False)
     _one_at_a_time: anyio.Lock = attrs.field(factory=anyio.Lock, init=False)
     _telling: anyio.CancelScope | None = attrs.field(default=None, init=False)
@@ -87,15 +90,21 @@ class Delivery:
         results = Results(self.app)
         try:
             if await until_done(lambda: self.verdicts.holds(taken)):
-                await in_thread(lambda: _tell(self.app, results, verdict, taken.times))
+                await self.in_worker(lambda: _tell(self.app, results, verdict, taken.times))
         except Exception as exc:  # noqa: BLE001 - a result backend may raise anything
             self._say_that_it_waits(verdict, exc)
-            counted = await _is_half_told(results, verdict)
+            counted = await self._is_half_told(results, verdict)
             await until_done(lambda: self.verdicts.put_back(taken, counted=counted))
             return False
         self._said = False
         await until_done(lambda: self.verdicts.done(taken))
         return True
+
+    async def _is_half_told(self, results: Results, verdict: Verdict) -> bool:
+        try:
+            return bool(await self.in_worker(lambda: results.is_stored(verdict)))
+        except Exception:  # noqa: BLE001 - the backend is away: that is no trial
+            return False
 
     def _say_that_it_waits(self, verdict: Verdict, exc: Exception) -> None:
         if not self._said:
@@ -110,13 +119,6 @@ class Delivery:
                 exc,
                 extra=_fields(verdict),
             )
-
-
-async def _is_half_told(results: Results, verdict: Verdict) -> bool:
-    try:
-        return await in_thread(lambda: results.is_stored(verdict))
-    except Exception:  # noqa: BLE001 - the backend is away: that is no trial
-        return False
 
 
 def _tell(app: Celery, results: Results, verdict: Verdict, times: int) -> None:

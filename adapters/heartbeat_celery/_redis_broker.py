@@ -14,6 +14,7 @@ from heartbeat_celery._claims import SCRIPTS, Claims
 from heartbeat_celery._delivery import Delivery
 from heartbeat_celery._fencing import Fencing, active_requests
 from heartbeat_celery._keys import Keys
+from heartbeat_celery._native import InWorker, native_lock
 from heartbeat_celery._recovery import Recovery
 from heartbeat_celery._redis_custody import RedisCustody
 from heartbeat_celery._running import Running, keep_what_runs, runs_on
@@ -62,7 +63,7 @@ class RedisBroker:
     _dead: set[Incarnation] = attrs.field(factory=set, init=False)
     _channel: Any = attrs.field(default=None, init=False)
     _pool: redis.ConnectionPool | None = attrs.field(default=None, init=False)
-    _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
+    _lock: threading.Lock = attrs.field(factory=native_lock, init=False)
 
     def __attrs_post_init__(self) -> None:
         """Begin with no task."""
@@ -136,7 +137,9 @@ class RedisBroker:
             if held.get(request.message.delivery_tag) == incarnation
         ]
 
-    def custody(self, heartbeat: Heartbeat, announcer: Announcer) -> RedisCustody:
+    def custody(
+        self, heartbeat: Heartbeat, announcer: Announcer, in_worker: InWorker
+    ) -> RedisCustody:
         """Begin to recover what the dead held."""
         assert self.claims is not None
         client, keys = self.claims.client, self.claims.keys
@@ -146,7 +149,7 @@ class RedisBroker:
             claims=self.claims,
             running=self.running,
             recovery=Recovery(client, keys, self.settings),
-            delivery=Delivery(self.app, verdicts, lambda: heartbeat.incarnation),
+            delivery=Delivery(self.app, verdicts, lambda: heartbeat.incarnation, in_worker),
             announcer=announcer,
             shard=self._shard,
             transport_for=self.transport_for,

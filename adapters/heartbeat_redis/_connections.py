@@ -90,7 +90,8 @@ def _close_copies() -> None:
         sock = getattr(connection, "_sock", None)
         if isinstance(sock, socket.socket):
             with contextlib.suppress(OSError):
-                sock.close()
+                # gevent's would wait for its hub, which is not here.
+                getattr(sock, "_sock", sock).close()
 
 
 if hasattr(os, "register_at_fork"):

@@ -73,6 +73,7 @@ class Fleet:
     environ: dict[str, str] = attrs.field(factory=dict)
     app_name: str = "fleet_app"
     records_url: str = ""
+    celery: tuple[str, ...] = (sys.executable, "-m", "celery")
     workers: list[Worker] = attrs.field(factory=list, init=False)
     client: "redis.Redis[str]" = attrs.field(init=False)
     _started: int = attrs.field(default=0, init=False)
@@ -101,14 +102,24 @@ class Fleet:
         self._started += 1
         life = f"{name}-{self._started}"
         log = self.folder / f"{life}.log"
-        command = [sys.executable, "-m", "celery", "-A", self.app_name, "worker", "-l", "INFO"]
+        command = [*self.celery, "-A", self.app_name, "worker", "-l", "INFO"]
         command += ["-P", pool, "-c", str(concurrency), "-n", f"{name}@here", *options]
-        environ = {
+        environ = {**self.environment(), "FLEET_LIFE": life}
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                command, env=environ, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        worker = Worker(name, process, log, life)
+        self.workers.append(worker)
+        return worker
+
+    def environment(self) -> dict[str, str]:
+        """Give the environment of every worker."""
+        return {
             **os.environ,
             "FLEET_BROKER": self.url,
             "FLEET_RECORDS": self.records_url,
             "FLEET_CONF": json.dumps(self.conf),
-            "FLEET_LIFE": life,
             "PYTHONPATH": os.pathsep.join(
                 [str(HERE), str(self.folder), os.environ.get("PYTHONPATH", "")]
             ),
@@ -117,13 +128,6 @@ class Fleet:
             "TMPDIR": str(self.folder),
             **self.environ,
         }
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                command, env=environ, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        worker = Worker(name, process, log, life)
-        self.workers.append(worker)
-        return worker
 
     def start_all(self, count: int, **kwargs: Any) -> list[Worker]:
         """Start so many workers, and wait until they are ready and know each other."""

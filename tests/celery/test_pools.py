@@ -166,14 +166,18 @@ def test_remote_control_changes_no_life(fleet: Fleet, pool: str) -> None:
         (reply,) = command(*args, destination=["steered@here"], reply=True, timeout=20, limit=1)
         assert "ok" in reply["steered@here"], reply
 
+    # What is broadcast before a worker listens is lost, and some listen only after they are ready.
+    wait_for(lambda: app.control.ping(["steered@here"], timeout=1), "it listens to orders")
     order(app.control.add_consumer, "second")
     for number in range(4):
         app.send_task("sleep", (number, 0.2), queue=["celery", "second"][number % 2])
     order(app.control.pool_restart)
+    fleet.wait_ended(4)
     if pool in CAN_GROW:
         order(app.control.pool_grow, 2)
+        # A process that only just ended its task is busy still.
+        wait_for(lambda: not any(app.control.inspect(["steered@here"]).active().values()), "idle")
         order(app.control.pool_shrink, 1)
-    fleet.wait_ended(4)
     order(app.control.cancel_consumer, "second")
     app.send_task("sleep", (4, 0.2))
     fleet.wait_ended(5)

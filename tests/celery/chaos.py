@@ -198,8 +198,9 @@ class Load:
         if self._queues:
             where["queue"] = self._chance.choice(QUEUES)
             where["priority"] = self._chance.randrange(10)
-        app.send_task("sleep", (self.sent, seconds), producer=producer, **where)
+        # Before it is sent: it may run at once.
         self.seconds.append(seconds)
+        app.send_task("sleep", (self.sent - 1, seconds), producer=producer, **where)
 
 
 # -- the kills ------------------------------------------------------------------------------------
@@ -252,6 +253,7 @@ class Reaper:
             self.met[moment] += len(self.deaths) - before
             if len(self.deaths) >= said + 10:
                 said = len(self.deaths)
+                self._tail.read()
                 done = len(self._tail.ends)
                 print(f"{said} kills, {self._load.sent} tasks, {done} ended", file=sys.stderr)
 

@@ -175,7 +175,12 @@ class Heartbeat:
         return subscriber
 
     def expect(self, incarnations: Iterable[Incarnation]) -> None:
-        """Say that these are on record somewhere, so that they are missed if they do not beat."""
+        """Say that these are on record somewhere, so that they are missed if they do not beat.
+
+        Nothing happens while this node does not observe: it would never hear from them.
+        """
+        if self._observer is None:
+            return
         now = anyio.current_time()
         for incarnation in incarnations:
             self._emit(self._detector.expect(incarnation, now))

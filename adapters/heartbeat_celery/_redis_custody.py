@@ -46,6 +46,7 @@ class RedisCustody:
         So nothing is forgotten that was left half done, by whomever and however long ago.
         """
         missed: set[Incarnation] = set()
+        await self._recover_earlier_lives(await self.heartbeat.wait_joined())
         while True:
             me = await self.heartbeat.wait_joined()
             if self.heartbeat.observing:
@@ -54,13 +55,32 @@ class RedisCustody:
                 self.heartbeat.expect(ours)
                 missed = await self._recover_the_missed(unknown - ours, missed)
                 self.delivery.look()
-            await anyio.sleep(self.heartbeat.settings.expire)
+            await self._until_next_look()
+
+    async def _until_next_look(self) -> None:
+        """Wait for ``expire`` seconds, or until it is this worker's turn to observe."""
+        observed = self.heartbeat.observing
+        with anyio.move_on_after(self.heartbeat.settings.expire):
+            while observed or not self.heartbeat.observing:
+                observed = self.heartbeat.observing
+                await anyio.sleep(self.heartbeat.settings.frequency)
+
+    async def _recover_earlier_lives(self, me: Incarnation) -> None:
+        """Recover what this very worker held before it was started again; others may be slower."""
+        for holder in await until_done(self.recovery.holders):
+            earlier = holder.node == me.node and holder.number < me.number
+            if earlier and holder not in self._lives(me):
+                await self.recover(holder)
+
+    def _lives(self, me: Incarnation) -> set[Incarnation]:
+        """Give the lives as which this very process holds anything."""
+        return {me, *list(self.claims.held.values()), *self.running.incarnations()}
 
     async def _recover_the_known(self, me: Incarnation) -> set[Incarnation]:
         """Recover what the dead hold; give the holders of whom nothing is known."""
         unknown: set[Incarnation] = set()
         for holder, fenced in (await until_done(self.recovery.holders)).items():
-            if holder in {me, *list(self.claims.held.values()), *self.running.incarnations()}:
+            if holder in self._lives(me):
                 continue
             earlier_life = holder.node == me.node and holder.number < me.number
             if fenced or earlier_life or self.heartbeat.is_dead(holder):

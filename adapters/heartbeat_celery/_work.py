@@ -15,6 +15,8 @@ __all__ = ("Work",)
 
 logger = logging.getLogger("heartbeat_celery")
 
+RECOVERIES_AT_ONCE = 4
+
 
 @attrs.define(eq=False)
 class Work:
@@ -26,6 +28,10 @@ class Work:
     announcer: Announcer
     gate: Gate
     joined: threading.Event
+    # When many die at once, each recovery would want connections of its own.
+    _at_once: anyio.CapacityLimiter = attrs.field(
+        factory=lambda: anyio.CapacityLimiter(RECOVERIES_AT_ONCE), init=False
+    )
 
     async def follow(self) -> None:
         """Recover whoever dies or leaves; become somebody new when declared dead oneself."""
@@ -67,4 +73,5 @@ class Work:
         self.joined.set()
 
     async def _recover(self, gone: Incarnation, left: bool) -> None:
-        await self.custody.recover(gone, left=left)
+        async with self._at_once:
+            await self.custody.recover(gone, left=left)

@@ -81,6 +81,15 @@ def test_what_nobody_read_before_the_end_can_be_read_after_it() -> None:
     assert [each.node for each in transitions] == ["n0", "n1", "n2"]
 
 
+def test_who_does_not_observe_misses_nobody() -> None:
+    """Whoever would never hear from them suspects nobody that is on record."""
+    transport = MemoryTransport()
+    with BlockingHeartbeat("a", transport, settings=FAST, observe=False) as heartbeat:
+        heartbeat.wait_joined(10)
+        heartbeat.expect([STRANGER])
+        assert states(heartbeat) == {"a": State.ALIVE}
+
+
 def test_every_thread_may_use_it(heartbeat: BlockingHeartbeat) -> None:
     """Many threads ask at once, and all are answered."""
     answers: list[list[NodeView]] = []

@@ -158,10 +158,13 @@ class RedisCustody:
         if not recovered:
             return
         tasks = [each.task_id for each in recovered]
-        logger.warning(
-            "heartbeat: %d messages of %s are back in their queues after %.3f s: %s",
+        stops = left and dead == self.heartbeat.incarnation
+        logger.log(
+            logging.INFO if stops else logging.WARNING,
+            "heartbeat: %d messages of %s %s after %.3f s: %s",
             len(tasks),
             dead,
+            "were given back at its stop" if stops else "are back in their queues",
             time.monotonic() - began,
             ", ".join(tasks[:20]) + (", ..." if len(tasks) > 20 else ""),
             extra={

@@ -18,6 +18,7 @@ from celery import Celery
 
 from heartbeat_celery._announcer import Announcer
 from heartbeat_celery._broker import Broker
+from heartbeat_celery._stalls import Stalls
 from heartbeat_celery._threads import RETRY
 from heartbeat_celery._work import Work
 from heartbeat_core import Heartbeat, Incarnation, Settings, in_thread, run_loop
@@ -41,12 +42,14 @@ class Agent:
         node: The worker's name.
         settings: How to beat and judge.
         broker: The broker over which its tasks come.
+        stalls: Who tells whether the worker hangs.
     """
 
     app: Celery
     node: str
     settings: Settings
     broker: Broker
+    stalls: Stalls
     _thread: threading.Thread | None = attrs.field(default=None, init=False)
     _joined: threading.Event = attrs.field(factory=threading.Event, init=False)
     _portal: anyio.from_thread.BlockingPortal | None = attrs.field(default=None, init=False)
@@ -73,6 +76,7 @@ class Agent:
         Raises:
             Exception: It works without claims, or its connection is gone.
         """
+        self.stalls.attach(consumer)
         if not self._joined.wait(JOIN_TIMEOUT):
             logger.warning(
                 "heartbeat: %s has not joined the others yet; what it takes until then is "
@@ -123,14 +127,20 @@ class Agent:
             self._portal = portal
             transport = self.broker.transport_for(self.node)
             async with (
-                Heartbeat(self.node, transport, settings=self.settings) as heartbeat,
+                Heartbeat(
+                    self.node,
+                    transport,
+                    settings=self.settings,
+                    stalled=self.stalls.is_stalled,
+                    status=self.stalls.status,
+                ) as heartbeat,
                 anyio.create_task_group() as tasks,
             ):
                 self._heartbeat = heartbeat
                 announcer = Announcer(self.app)
                 custody = self.broker.custody(heartbeat, announcer)
                 work = Work(heartbeat, self.broker, custody, announcer, self._joined)
-                for loop in (work.follow, announcer.run, *custody.loops()):
+                for loop in (work.follow, announcer.run, self.stalls.run, *custody.loops()):
                     tasks.start_soon(loop)
                 await stop.wait()
                 tasks.cancel_scope.cancel()

@@ -18,8 +18,10 @@ from heartbeat_celery._settings import (
     ADAPTER_SETTINGS,
     RecoverySettings,
     namespace_of,
+    restarts_on_stall,
     shards_of,
 )
+from heartbeat_celery._stalls import Stalls, patience_for
 from heartbeat_core import Settings, SettingsError
 
 __all__ = ("ConsumerStep", "WorkerStep", "worker_options")
@@ -114,7 +116,10 @@ def _agent_for(worker: Any, given: dict[str, Any]) -> Agent | None:
         shards=shards_of(app.conf, os.environ),
         settings=RecoverySettings.load(app.conf, os.environ),
     )
-    agent = Agent(app, worker.hostname, settings, broker)
+    node = worker.hostname
+    restarts = restarts_on_stall(app.conf, os.environ)
+    stalls = Stalls(worker, broker, node, patience_for(settings.expire), restarts)
+    agent = Agent(app, node, settings, broker, stalls)
     app.conf.broker_transport = ALIASES[ours]
     return agent
 

@@ -143,7 +143,7 @@ class Stalls:
             self._began = now - stood
             await _say(
                 logging.ERROR,
-                "%s hangs: its main loop has not turned for %.0f s. It stands at\n%s",
+                "%s hangs: its main loop has not turned for %.0f s%s",
                 self.node,
                 stood,
                 _where(self._progress.thread),
@@ -226,8 +226,8 @@ async def _say(level: int, text: str, *arguments: object) -> None:
 
 
 def _where(ident: int) -> str:
-    """Tell where a thread is, by its last frames."""
+    """Tell where a thread is, by its last frames; a greenlet that waits is nowhere."""
     frame: FrameType | None = sys._current_frames().get(ident)  # noqa: SLF001 - documented
     if frame is None:
-        return "  an unknown place"
-    return "".join(traceback.format_stack(frame)[-FRAMES:]).rstrip()
+        return ""
+    return ". It stands at\n" + "".join(traceback.format_stack(frame)[-FRAMES:]).rstrip()

@@ -18,7 +18,7 @@ from celery import Celery
 
 from heartbeat_celery._announcer import Announcer
 from heartbeat_celery._broker import Broker
-from heartbeat_celery._stalls import Stalls
+from heartbeat_celery._role import Role
 from heartbeat_celery._threads import RETRY
 from heartbeat_celery._work import Work
 from heartbeat_core import Heartbeat, Incarnation, Settings, in_thread, run_loop
@@ -33,23 +33,23 @@ STOP_TIMEOUT = 4.0
 
 @attrs.define(eq=False)
 class Agent:
-    """Beats, judges and recovers for one worker.
+    """Beats, judges and recovers for one worker, or beats for a scheduler.
 
     Its public methods are called from the worker's threads.
 
     Args:
-        app: The worker's app.
-        node: The worker's name.
+        app: The node's app.
+        node: The node's name.
         settings: How to beat and judge.
         broker: The broker over which its tasks come.
-        stalls: Who tells whether the worker hangs.
+        role: What the node is.
     """
 
     app: Celery
     node: str
     settings: Settings
     broker: Broker
-    stalls: Stalls
+    role: Role
     _thread: threading.Thread | None = attrs.field(default=None, init=False)
     _joined: threading.Event = attrs.field(factory=threading.Event, init=False)
     _portal: anyio.from_thread.BlockingPortal | None = attrs.field(default=None, init=False)
@@ -76,7 +76,7 @@ class Agent:
         Raises:
             Exception: It works without claims, or its connection is gone.
         """
-        self.stalls.attach(consumer)
+        self.role.attach(consumer)
         if not self._joined.wait(JOIN_TIMEOUT):
             logger.warning(
                 "heartbeat: %s has not joined the others yet; what it takes until then is "
@@ -131,16 +131,22 @@ class Agent:
                     self.node,
                     transport,
                     settings=self.settings,
-                    stalled=self.stalls.is_stalled,
-                    status=self.stalls.status,
+                    stalled=self.role.is_stalled,
+                    status=self.role.status,
+                    observe=self.role.observes,
                 ) as heartbeat,
                 anyio.create_task_group() as tasks,
             ):
                 self._heartbeat = heartbeat
+                tasks.start_soon(self.role.run)
+                if not self.role.observes:
+                    await stop.wait()
+                    tasks.cancel_scope.cancel()
+                    return
                 announcer = Announcer(self.app)
                 custody = self.broker.custody(heartbeat, announcer)
                 work = Work(heartbeat, self.broker, custody, announcer, self._joined)
-                for loop in (work.follow, announcer.run, self.stalls.run, *custody.loops()):
+                for loop in (work.follow, announcer.run, *custody.loops()):
                     tasks.start_soon(loop)
                 await stop.wait()
                 tasks.cancel_scope.cancel()

@@ -63,6 +63,9 @@ class Stalls:
         node: Its name.
         patience: How long, in seconds, anything may stand still.
         restarts: Whether to mend it; else it is only reported.
+
+    Attributes:
+        observes: A worker judges the others.
     """
 
     worker: Any
@@ -70,6 +73,7 @@ class Stalls:
     node: str
     patience: float
     restarts: bool
+    observes: bool = attrs.field(default=True, init=False)
     _consumer: Any = attrs.field(default=None, init=False)
     _progress: Progress = attrs.field(factory=Progress, init=False)
     _loop: Stopwatch = attrs.field(factory=Stopwatch, init=False)

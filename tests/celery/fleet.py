@@ -79,11 +79,23 @@ class Fleet:
         self, name: str, *options: str, pool: str = "prefork", concurrency: int = 2
     ) -> Worker:
         """Start a worker; does not wait until it is ready."""
-        self._started += 1
-        log = self.folder / f"{name}-{self._started}.log"
-        command = [sys.executable, "-m", "celery", "-A", self.app_name, "worker", "-l", "INFO"]
-        command += ["-P", pool, "-c", str(concurrency), "-n", f"{name}@here", *options]
-        environ = {
+        options = ("-P", pool, "-c", str(concurrency), "-n", f"{name}@here", *options)
+        return self._start(name, "worker", "-l", "INFO", *options)
+
+    def start_beat(self, *options: str) -> Worker:
+        """Start a scheduler; does not wait for it."""
+        schedule = str(self.folder / f"beat-{self._started}.schedule")
+        return self._start("beat", "beat", "-l", "INFO", "-s", schedule, *options)
+
+    def celery(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command of Celery's to its end."""
+        command = [sys.executable, "-m", "celery", "-A", self.app_name, *arguments]
+        return subprocess.run(
+            command, env=self._environ(), capture_output=True, text=True, check=False, timeout=60
+        )
+
+    def _environ(self) -> dict[str, str]:
+        return {
             **os.environ,
             "FLEET_BROKER": self.url,
             "FLEET_CONF": json.dumps(self.conf),
@@ -95,9 +107,18 @@ class Fleet:
             "TMPDIR": str(self.folder),
             **self.environ,
         }
+
+    def _start(self, name: str, *arguments: str) -> Worker:
+        self._started += 1
+        log = self.folder / f"{name}-{self._started}.log"
+        command = [sys.executable, "-m", "celery", "-A", self.app_name, *arguments]
         with log.open("wb") as out:
             process = subprocess.Popen(
-                command, env=environ, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                env=self._environ(),
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         worker = Worker(name, process, log)
         self.workers.append(worker)

@@ -26,6 +26,7 @@ class Proxy:
         self._unsettled: list[threading.Event] = []
         self._other: dict[socket.socket, socket.socket] = {}
         self._clients: set[socket.socket] = set()
+        self._swallowed: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._wake, self._woken = socket.socketpair()
         self._closed = False
@@ -45,9 +46,17 @@ class Proxy:
         self._cut_up, self._cut_down = up, down
         self._settle()
 
+    def swallow(self, port: int) -> None:
+        """Let nothing through any more on one connection: that which the server sees at a port."""
+        with self._lock:
+            sock = next(each for each in self._other if each.getsockname()[1] == port)
+            self._swallowed |= {sock, self._other[sock]}
+        self._settle()
+
     def heal(self) -> None:
         """Let everything through again, what has waited first."""
         self._cut_up = self._cut_down = self._refuse = False
+        self._swallowed.clear()
         self._poke()
 
     def refuse(self) -> None:
@@ -97,7 +106,8 @@ class Proxy:
             return [
                 sock
                 for sock in self._other
-                if not (self._cut_up if sock in self._clients else self._cut_down)
+                if sock not in self._swallowed
+                and not (self._cut_up if sock in self._clients else self._cut_down)
             ]
 
     def _accept(self) -> None:

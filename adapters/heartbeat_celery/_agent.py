@@ -20,6 +20,7 @@ from heartbeat_celery._announcer import Announcer
 from heartbeat_celery._broker import Broker
 from heartbeat_celery._gate import Gate
 from heartbeat_celery._native import NativeThread, wait_until
+from heartbeat_celery._role import Role
 from heartbeat_celery._sign_writer import SignWriter
 from heartbeat_celery._threads import RETRY
 from heartbeat_celery._work import Work
@@ -35,23 +36,25 @@ STOP_TIMEOUT = 4.0
 
 @attrs.define(eq=False)
 class Agent:
-    """Beats, judges and recovers for one worker.
+    """Beats, judges and recovers for one worker, or beats for a scheduler.
 
     Its public methods are called from the worker's threads.
 
     Args:
-        app: The worker's app.
-        node: The worker's name.
+        app: The node's app.
+        node: The node's name.
         settings: How to beat and judge.
         broker: The broker over which its tasks come.
-        gate: Stands before the result backend.
-        sign_writer: Writes this worker's sign of life for probes of its machine.
+        role: What the node is.
+        gate: Stands before a worker's result backend.
+        sign_writer: Writes a worker's sign of life for probes of its machine.
     """
 
     app: Celery
     node: str
     settings: Settings
     broker: Broker
+    role: Role
     gate: Gate = attrs.field(factory=Gate)
     sign_writer: SignWriter | None = None
     _thread: NativeThread = attrs.field(init=False)
@@ -80,6 +83,7 @@ class Agent:
         Raises:
             Exception: It works without claims, or its connection is gone.
         """
+        self.role.attach(consumer)
         if not wait_until(self._joined.is_set, JOIN_TIMEOUT):
             logger.warning(
                 "heartbeat: %s has not joined the others yet; what it takes until then is "
@@ -151,11 +155,21 @@ class Agent:
         self._loop = asyncio.get_running_loop()
         async with (
             Heartbeat(
-                self.node, self.broker.transport_for(self.node), settings=self.settings
+                self.node,
+                self.broker.transport_for(self.node),
+                settings=self.settings,
+                observe=self.role.observes,
+                stalled=self.role.is_stalled,
+                status=self.role.status,
             ) as heartbeat,
             anyio.create_task_group() as tasks,
         ):
             self._heartbeat = heartbeat
+            tasks.start_soon(self.role.run)
+            if not self.role.observes:
+                await stop.wait()
+                tasks.cancel_scope.cancel()
+                return
             announcer = Announcer(self.app, self._thread.in_worker)
             custody = self.broker.custody(heartbeat, announcer, self._thread.in_worker)
             work = Work(heartbeat, self.broker, custody, announcer, self.gate, self._joined)

@@ -4,7 +4,7 @@ The parts that differ from broker to broker stand behind two protocols: a :class
 long as its worker, a :class:`Custody` as long as one heartbeat.
 """
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Protocol
 
 from heartbeat_celery._announcer import Announcer
@@ -94,6 +94,38 @@ class Broker(Protocol):
 
         Called in the thread that runs it; blocks, and not for long, only after a pause of this
         process.
+        """
+        ...
+
+    def waits(self, consumer: Any) -> Hashable | None:
+        """Tell for what a consumer waits that should have come by now.
+
+        Called again and again, from the heartbeat's thread, while the consumer's loop turns; must
+        not block. As long as it gives the same, nothing has come.
+
+        Args:
+            consumer: Celery's consumer, which may be without a connection.
+
+        Returns:
+            Something that is another when anything has come; ``None`` if nothing has to come.
+        """
+        ...
+
+    def owes(self, consumer: Any) -> bool:
+        """Ask the broker whether what :meth:`waits` told of should have come.
+
+        Called rarely, when it has been the same for long. Blocks, in a thread of the heartbeat's,
+        and must not use the consumer's connection.
+
+        Raises:
+            Exception: The broker is away, which is no silence of that connection.
+        """
+        ...
+
+    def hang_up(self, consumer: Any) -> None:
+        """End a consumer's connection, so that it sees an error and connects again.
+
+        Called in the heartbeat's thread; must neither block nor wait for the consumer.
         """
         ...
 

@@ -3,8 +3,9 @@
 import gc
 import logging
 import sys
+from typing import Any
 
-from celery import Celery
+from celery import Celery, signals
 
 __all__ = ("install",)
 
@@ -12,7 +13,7 @@ logger = logging.getLogger("heartbeat_celery")
 
 
 def install(app: Celery) -> None:
-    """Give every worker of an app a heartbeat.
+    """Give every worker of an app a heartbeat, and its scheduler.
 
     Call it where the app is made, before its worker starts. Reads no setting yet, connects to
     nothing and costs a process that is no worker nothing. Whatever is wrong is logged, never
@@ -22,9 +23,11 @@ def install(app: Celery) -> None:
         app: The app whose workers beat, judge each other and recover what the dead held.
     """
     try:
+        from heartbeat_celery._scheduler import start_scheduler, watch_parent  # noqa: PLC0415
         from heartbeat_celery._steps import (  # noqa: PLC0415
             ConsumerStep,
             WorkerStep,
+            agent_for_scheduler,
             worker_options,
         )
     except ImportError as exc:
@@ -47,6 +50,17 @@ def install(app: Celery) -> None:
     app.steps["consumer"].add(ConsumerStep)
     for option in worker_options():
         app.user_options["worker"].add(option)
+
+    def started(sender: Any, **_: Any) -> None:
+        if sender.app == app:
+            start_scheduler(app, sender, agent_for_scheduler)
+
+    def started_in_child(sender: Any, **_: Any) -> None:
+        if sender.app == app:
+            watch_parent(sender)
+
+    signals.beat_init.connect(started, weak=False)
+    signals.beat_embedded_init.connect(started_in_child, weak=False)
 
 
 def _has_running_worker(app: Celery) -> bool:

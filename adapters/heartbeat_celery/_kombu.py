@@ -202,6 +202,7 @@ class _Claiming(_Mixin):
     _has_priorities = False
     _is_broken = False
     _refused_until = 0.0
+    _brpop_sent_at: float | None = None
 
     def _brpop_start(self, *args: Any, **kwargs: Any) -> None:
         """Ask for the next message, by claim; ``_brpop_read`` waits when there is none."""
@@ -209,6 +210,7 @@ class _Claiming(_Mixin):
         if self.claims is not None and not self._is_broken:
             self._claimant = self.claims.incarnation
         if self._claimant is None:
+            self._brpop_sent_at = monotonic()  # kombu 5.6 and later does so too
             super()._brpop_start(*args, **kwargs)
         else:
             self._or_by_stock(self._claim)
@@ -253,6 +255,7 @@ class _Claiming(_Mixin):
         """
         if self._waits_for is None:
             self._asked = "BRPOP"
+            self._brpop_sent_at = monotonic()
             super()._brpop_start()
         else:
             assert self.claims is not None

@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from heartbeat_celery._announcer import Announcer
 from heartbeat_celery._claims import SCRIPTS, Claims
 from heartbeat_celery._delivery import Delivery
 from heartbeat_celery._fencing import Fencing, active_requests
+from heartbeat_celery._hang_up import hang_up
 from heartbeat_celery._keys import Keys
 from heartbeat_celery._native import InWorker, native_lock
 from heartbeat_celery._recovery import Recovery
@@ -180,6 +182,32 @@ class RedisBroker:
         channel.running = self.running
         channel.claims = claims
         self._channel = channel
+
+    def waits(self, consumer: Any) -> float | None:
+        """Tell since when an answer is overdue: the server limits how long it keeps us waiting."""
+        channel: Any = getattr(consumer.task_consumer, "channel", None)
+        if channel is None or not channel._in_poll or not channel.qos.can_consume():  # noqa: SLF001
+            return None
+        limit = getattr(channel.connection, "brpop_timeout", 1)  # kombu 5.6 and later
+        asked: float | None = channel._brpop_sent_at  # noqa: SLF001 - as Kombu does itself
+        overdue = limit and asked is not None and time.monotonic() - asked > limit
+        return asked if overdue else None
+
+    def owes(self, consumer: Any) -> bool:
+        """Tell that the answer should have come, if the server answers us. Blocks."""
+        del consumer
+        return bool(redis.Redis(connection_pool=self._pool).ping())
+
+    def hang_up(self, consumer: Any) -> None:
+        """End all connections of the consumer's channels."""
+        events = getattr(consumer.event_dispatcher, "connection", None)
+        connections = [each for each in (consumer.connection, events) if each is not None]
+        for channel in [one for each in connections for one in each.transport.channels]:
+            for pool in (channel._pool, channel._async_pool):  # noqa: SLF001 - no other way
+                # A copy in one step: the consumer takes and gives back meanwhile.
+                for connection in list(getattr(pool, "_in_use_connections", ())):
+                    if connection._sock is not None:  # noqa: SLF001
+                        hang_up(connection._sock)  # noqa: SLF001
 
     def _shard(self, node: str) -> str:
         return shard_of(self.namespace, node, self.shards)

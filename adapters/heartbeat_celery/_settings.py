@@ -14,10 +14,19 @@ __all__ = (
     "RecoverySettings",
     "namespace_of",
     "probe_dir_of",
+    "restarts_on_stall",
     "shards_of",
 )
 
-ADAPTER_SETTINGS = ("max_recoveries", "namespace", "on_fenced", "on_lost", "probe_dir", "shards")
+ADAPTER_SETTINGS = (
+    "max_recoveries",
+    "namespace",
+    "on_fenced",
+    "on_lost",
+    "on_stall",
+    "probe_dir",
+    "shards",
+)
 
 ON_LOST = ("fail", "ignore")
 """What may become of tasks that were acknowledged early and are gone with their worker."""
@@ -27,6 +36,8 @@ ON_LOST_OF_TASKS = (*ON_LOST, "rerun")
 
 ON_FENCED = ("report", "terminate")
 """What may become of tasks that a worker runs on when it learns that others run them."""
+ON_STALL = ("report", "restart")
+"""What may become of a worker that lives and does no work."""
 
 MOST_SHARDS = 1024
 MOST_RECOVERIES = 1_000_000
@@ -114,6 +125,18 @@ def shards_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> int:
         SettingsError: It is not a whole number from 1 to 1024.
     """
     return _count("shards", conf, environ, range(1, MOST_SHARDS + 1)) or 1
+
+
+def restarts_on_stall(conf: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
+    """Tell whether a worker that hangs is begun anew, or only reported.
+
+    Raises:
+        SettingsError: It is neither ``"report"`` nor ``"restart"``.
+    """
+    on_stall = _setting("on_stall", conf, environ)
+    if on_stall not in (None, *ON_STALL):
+        raise SettingsError(f"heartbeat_on_stall ({on_stall!r}) must be 'report' or 'restart'")
+    return bool(on_stall == "restart")
 
 
 def _count(

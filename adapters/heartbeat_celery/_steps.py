@@ -8,24 +8,27 @@ from typing import Any
 import attrs
 import click
 import redis
-from celery import bootsteps
+from celery import Celery, bootsteps
 from kombu.transport import redis as stock
 
 from heartbeat_celery._agent import Agent
 from heartbeat_celery._fencing import ask_before_each
 from heartbeat_celery._kombu import ALIASES, SentinelTransport, Transport
 from heartbeat_celery._redis_broker import RedisBroker
+from heartbeat_celery._scheduler import Scheduler
 from heartbeat_celery._settings import (
     ADAPTER_SETTINGS,
     RecoverySettings,
     namespace_of,
     probe_dir_of,
+    restarts_on_stall,
     shards_of,
 )
 from heartbeat_celery._sign_writer import SignWriter
+from heartbeat_celery._stalls import Stalls, patience_for
 from heartbeat_core import Settings, SettingsError
 
-__all__ = ("ConsumerStep", "WorkerStep", "worker_options")
+__all__ = ("ConsumerStep", "WorkerStep", "agent_for_scheduler", "worker_options")
 
 logger = logging.getLogger("heartbeat_celery")
 
@@ -102,15 +105,52 @@ def _names() -> list[str]:
     return [field.name for field in attrs.fields(Settings)]
 
 
+def agent_for_scheduler(app: Celery, role: Scheduler) -> Agent | None:
+    """Set up the agent of a scheduler; ``None`` if it is switched off or cannot work here.
+
+    Raises:
+        SettingsError: A setting is wrong.
+    """
+    settings = Settings.load(app.conf, os.environ, known=ADAPTER_SETTINGS)
+    broker = _broker_for(app) if settings.enabled else None
+    return Agent(app, role.node, settings, broker, role) if broker is not None else None
+
+
 def _agent_for(worker: Any, given: dict[str, Any]) -> Agent | None:
     """Set up the agent of a worker; ``None`` if it is switched off or cannot work here."""
-    app = worker.app
+    app, node = worker.app, worker.hostname
     settings = Settings.load(app.conf, os.environ, known=ADAPTER_SETTINGS, **given)
-    if not settings.enabled:
+    broker = _broker_for(app) if settings.enabled else None
+    if broker is None:
         return None
+    restarts = restarts_on_stall(app.conf, os.environ)
+    stalls = Stalls(worker, broker, node, patience_for(settings.expire), restarts)
+    app.conf.broker_transport = ALIASES[_ours(app)]
+    # The name of a scheduler that is embedded in this worker.
+    app.heartbeat_worker = node
+    gate = broker.fencing.gate
+    gate.pause = min(2.0, max(0.1, settings.min_freq / 2))
+    gate.guard(app)
+    sign_writer = SignWriter(
+        node=node,
+        namespace=broker.namespace,
+        settings=settings,
+        parent=probe_dir_of(app.conf, os.environ),
+        stalled=stalls.is_stalled,
+    )
+    return Agent(app, node, settings, broker, stalls, gate, sign_writer)
+
+
+def _ours(app: Celery) -> Any:
+    """Give our kind of the transport of an app; ``None`` if there is none."""
     transport = app.connection_for_read().get_transport_cls()
-    ours = next((ours for kind, ours in _OURS.items() if transport in (kind, ours)), None)
-    if ours is None:
+    return next((ours for kind, ours in _OURS.items() if transport in (kind, ours)), None)
+
+
+def _broker_for(app: Celery) -> RedisBroker | None:
+    """Set up the broker of an app; ``None``, and one line in the log, if it is not supported."""
+    if _ours(app) is None:
+        transport = app.connection_for_read().get_transport_cls()
         logger.warning(
             "heartbeat: off, since it does not support the broker transport %s.%s: it works "
             "with redis://, rediss:// and sentinel://. The worker goes on without it",
@@ -118,24 +158,12 @@ def _agent_for(worker: Any, given: dict[str, Any]) -> Agent | None:
             transport.__qualname__,
         )
         return None
-    namespace = namespace_of(app.conf, os.environ, app.main)
-    broker = RedisBroker(
+    return RedisBroker(
         app,
-        namespace=namespace,
+        namespace=namespace_of(app.conf, os.environ, app.main),
         shards=shards_of(app.conf, os.environ),
         settings=RecoverySettings.load(app.conf, os.environ),
     )
-    agent = Agent(app, worker.hostname, settings, broker, broker.fencing.gate)
-    agent.gate.pause = min(2.0, max(0.1, settings.min_freq / 2))
-    agent.gate.guard(app)
-    agent.sign_writer = SignWriter(
-        node=worker.hostname,
-        namespace=namespace,
-        settings=settings,
-        parent=probe_dir_of(app.conf, os.environ),
-    )
-    app.conf.broker_transport = ALIASES[ours]
-    return agent
 
 
 def _stop_last(worker: Any, agent: Agent) -> None:

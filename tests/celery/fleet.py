@@ -99,19 +99,21 @@ class Fleet:
         self, name: str, *options: str, pool: str = "prefork", concurrency: int = 2
     ) -> Worker:
         """Start a worker; does not wait until it is ready."""
-        self._started += 1
-        life = f"{name}-{self._started}"
-        log = self.folder / f"{life}.log"
-        command = [*self.celery, "-A", self.app_name, "worker", "-l", "INFO"]
-        command += ["-P", pool, "-c", str(concurrency), "-n", f"{name}@here", *options]
-        environ = {**self.environment(), "FLEET_LIFE": life}
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                command, env=environ, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        worker = Worker(name, process, log, life)
-        self.workers.append(worker)
-        return worker
+        options = ("-P", pool, "-c", str(concurrency), "-n", f"{name}@here", *options)
+        return self._start(name, "worker", "-l", "INFO", *options)
+
+    def start_beat(self, *options: str) -> Worker:
+        """Start a scheduler; does not wait for it."""
+        schedule = str(self.folder / f"beat-{self._started}.schedule")
+        return self._start("beat", "beat", "-l", "INFO", "-s", schedule, *options)
+
+    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command of Celery's to its end."""
+        command = [*self.celery, "-A", self.app_name, *arguments]
+        environ = self.environment()
+        return subprocess.run(
+            command, env=environ, capture_output=True, text=True, check=False, timeout=60
+        )
 
     def environment(self) -> dict[str, str]:
         """Give the environment of every worker."""
@@ -128,6 +130,20 @@ class Fleet:
             "TMPDIR": str(self.folder),
             **self.environ,
         }
+
+    def _start(self, name: str, *arguments: str) -> Worker:
+        self._started += 1
+        life = f"{name}-{self._started}"
+        log = self.folder / f"{life}.log"
+        command = [*self.celery, "-A", self.app_name, *arguments]
+        environ = {**self.environment(), "FLEET_LIFE": life}
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                command, env=environ, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        worker = Worker(name, process, log, life)
+        self.workers.append(worker)
+        return worker
 
     def start_all(self, count: int, **kwargs: Any) -> list[Worker]:
         """Start so many workers, and wait until they are ready and know each other."""

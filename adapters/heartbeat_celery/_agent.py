@@ -18,7 +18,7 @@ import redis
 from celery import Celery
 
 from heartbeat_celery._announcer import Announcer
-from heartbeat_celery._claims import SCRIPTS, Claims
+from heartbeat_celery._claims import MOST, SCRIPTS, Claims
 from heartbeat_celery._delivery import Delivery
 from heartbeat_celery._keys import Keys
 from heartbeat_celery._recovery import Recovery
@@ -96,11 +96,15 @@ class Agent:
         if thread.is_alive():
             logger.warning("heartbeat: %s could not say goodbye within %g s", self.node, timeout)
 
-    def attach(self, channel: Any) -> None:
+    def attach(self, channel: Any, most: int = MOST) -> None:
         """Make a worker's task channel claim what it takes. Blocks for a few round trips.
 
         What the broker says this worker holds and what it never got, since the connection
         broke in between, goes back to its queue.
+
+        Args:
+            channel: The channel.
+            most: How many messages it may claim at once.
 
         Raises:
             redis.RedisError: The broker cannot run the scripts; the channel stays as it was.
@@ -113,9 +117,8 @@ class Agent:
                 script.load(client)
             me = claims.incarnation
             if me is not None:
-                recovery = Recovery(client, claims.keys)
-                for tag in claims.unknown(client, me):
-                    recovery.give_back(me, tag)
+                claims.settle(client, me)
+        claims.most = most
         channel.claims = claims
         channel.running = self.running
 

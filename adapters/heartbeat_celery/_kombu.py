@@ -1,15 +1,18 @@
 """Kombu's Redis transport with claims: who takes a message is on record from that moment.
 
 Stock Kombu pops a message with BRPOP and records afterwards that it is unacknowledged; a kill in
-between loses it. A worker's task channel, once it was given :class:`Claims`, first sends a script
-that pops and records in one step, and falls back to BRPOP only while its queues are empty.
-Channels without claims (producers, remote control) behave as stock.
+between loses it. A worker's task channel, once it was given :class:`Claims`, sends a script
+that pops and records in one step, and while its queues are empty lets the server move what comes to
+lists of its own. Channels without claims (producers, remote control) behave as stock.
 
 Everything here runs where Kombu runs it: in the consumer's thread, an ack at times in another.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
 from queue import Empty
 from time import monotonic
 from typing import Any
@@ -17,10 +20,12 @@ from typing import Any
 from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
-from redis.exceptions import NoScriptError
+from kombu.utils.scheduling import priority_cycle
+from redis.exceptions import NoScriptError, RedisError
 
 from heartbeat_celery._claims import CLAIM, Claims, Popped
 from heartbeat_celery._running import Early, Running
+from heartbeat_celery._waiting import Line, Lines, is_shut
 from heartbeat_core import Incarnation
 
 __all__ = ("ALIASES", "Channel", "SentinelChannel", "SentinelTransport", "Transport")
@@ -33,6 +38,9 @@ _Mixin: Any = object
 
 PAUSE_AFTER_REFUSAL = 1.0
 
+MOST_LINES = 16
+"""For so many lists a worker waits, at most."""
+
 
 class QoS(stock.QoS):
     """Acknowledges, rejects and restores only what is still this worker's."""
@@ -44,18 +52,9 @@ class QoS(stock.QoS):
         self.channel.popped = None
         if claims is None or popped is None:
             super().append(message, delivery_tag)
-            return
-        if popped.recorded:
-            claims.held[delivery_tag] = popped.me
         else:
-            info = message.delivery_info
-            unacked = dumps([message._raw, info["exchange"], info["routing_key"]])
-            with self.channel.conn_or_acquire() as client:
-                recorded = claims.record(client, delivery_tag, popped, unacked)
-            if not recorded:
-                claims.fenced(popped.me)
-                raise Empty
-        virtual.QoS.append(self, message, delivery_tag)
+            claims.held[delivery_tag] = popped.me
+            virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
         """Delete a message that was dealt with, if it is still this worker's."""
@@ -116,75 +115,57 @@ class QoS(stock.QoS):
 
 
 class _Claiming(_Mixin):
-    """Mixed into a Redis channel: takes messages by claim once it was given claims."""
+    """Mixed into a Redis channel: takes messages by claim once it was given claims.
+
+    It asks for messages over the channel's own connection. When there are none it waits: for one
+    list over that connection too, for several over a :class:`~heartbeat_celery._waiting.Line` each.
+    What comes has left its list, so it is then claimed like any other.
+    """
 
     QoS = QoS
     claims: Claims | None = None
     running: Running | None = None
     popped: Popped | None = None
+    _in_poll: Any
     _claimant: Incarnation | None = None
     _asked = ""
-    _waits_for: str | None = None
-    _has_priorities = False
+    _asked_at = 0.0
+    _asked_of: Sequence[str] = ()
+    _open_for: Incarnation | None = None
+    _is_in_doubt = False
     _is_broken = False
+    _is_idle = True
+    _is_waiting = False
+    _is_woken = False
     _refused_until = 0.0
+    _no_lines_until = 0.0
+    _refusal = ""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Claimed, and not delivered yet.
+        self._claimed: deque[Popped] = deque()
+        # From which lists something may come for whom, as far as the broker knows.
+        self._open: set[str] = set()
+        # Of the lists for priorities those that were ever used; most never are.
+        self._priorities: set[str] = set()
+        self._lines = Lines(self._open_line)
+        self._said: set[str] = set()
+        super().__init__(*args, **kwargs)
+
+    # -- what Kombu calls ---------------------------------------------------------------------
 
     def _brpop_start(self, *args: Any, **kwargs: Any) -> None:
-        """Ask for the next message, by claim; ``_brpop_read`` waits when there is none."""
+        """Ask for messages, or wait for them; called at each turn of Kombu's loop."""
+        if self._claimed:
+            self._hand_on()
+            if not self.qos.can_consume():
+                return
         self._claimant = None
         if self.claims is not None and not self._is_broken:
             self._claimant = self.claims.incarnation
+            self._or_by_stock(self._turn)
         if self._claimant is None:
             super()._brpop_start(*args, **kwargs)
-        else:
-            self._or_by_stock(self._claim)
-
-    def _or_by_stock(self, ask: Callable[[], None]) -> None:
-        """Ask; if that is broken, by a Kombu of another kind, say, do without claims from now."""
-        try:
-            ask()
-        except self.connection_errors:
-            raise
-        except Exception:
-            logger.exception("heartbeat: messages cannot be claimed here; taken the stock way")
-            self._is_broken = True
-            self._claimant = None
-            self._in_poll = None
-
-    def _claim(self) -> None:
-        assert self.claims is not None
-        assert self._claimant is not None
-        queues = self._queue_cycle.consume(len(self.active_queues))
-        if not queues or monotonic() < self._refused_until:
-            return
-        lists = [
-            f"{self.global_keyprefix}{self._q_for_pri(queue, step)}"
-            for step in self.priority_steps
-            for queue in queues
-        ]
-        one = len(queues) == 1 and not self._has_priorities
-        self._waits_for = lists[0] if one else None
-        self._ask(*self.claims.claim_command(self._claimant, lists, self._waits_for))
-
-    def _ask(self, *command: Any) -> None:
-        self._asked = command[0]
-        connection = self._in_poll = self.client.connection
-        self._brpop_sent_at = monotonic()
-        connection.send_command(*command)
-
-    def _wait(self) -> None:
-        """Wait for a message that is moved to the claimant, if there is one list to wait for.
-
-        Redis can move from one list only; with several, the message is popped as stock does.
-        """
-        if self._waits_for is None:
-            self._asked = "BRPOP"
-            super()._brpop_start()
-        else:
-            assert self.claims is not None
-            assert self._claimant is not None
-            timeout = getattr(self.connection, "brpop_timeout", 1)  # kombu 5.6 and later
-            self._ask(*self.claims.wait_command(self._claimant, self._waits_for, timeout))
 
     def _brpop_read(self, **options: Any) -> bool:
         """Read what came, and hand it on; wait for what is still to come."""
@@ -197,19 +178,102 @@ class _Claiming(_Mixin):
             self._in_poll = None
             # The connection is idle: the moment for a pending re-authentication (kombu 5.6).
             getattr(self, "_flush_brpop_reauth", _nothing)()
-        if reply == b"FENCED":
+        if asked == "BLMOVE":
+            if reply:
+                self._or_by_stock(self._wake)
+        elif reply == b"FENCED":
+            self._open = set()
             self.claims.fenced(self._claimant)
         elif reply:
-            self._hand_on(asked, reply)
+            self._take(reply)
+            self._hand_on()
             return True
-        elif asked == "EVALSHA" and not self._closing and monotonic() >= self._refused_until:
+        elif reply is None and not self._closing:
             self._or_by_stock(self._wait)
         raise Empty
 
+    def _update_queue_cycle(self) -> None:
+        super()._update_queue_cycle()
+        if self.claims is not None and not self._is_broken:
+            self._or_by_stock(self._change)
+
+    def close(self) -> None:
+        """Close the channel; what came and was not delivered goes back first."""
+        self._closing = True
+        try:
+            if self.claims is not None:
+                self._or_by_stock(self._leave)
+        finally:
+            super().close()
+
+    def _after_fork(self) -> None:
+        self._lines.forget()
+        super()._after_fork()
+
+    # -- claiming -----------------------------------------------------------------------------
+
+    def _or_by_stock(self, act: Callable[[], None]) -> None:
+        """Act; if that is broken, by a Kombu of another kind, say, do without claims from now."""
+        try:
+            act()
+        except Exception as exc:
+            # Kombu counts a KeyError among the errors of a connection.
+            if isinstance(exc, self.connection_errors) and not isinstance(exc, KeyError):
+                raise
+            logger.exception("heartbeat: messages cannot be claimed here; taken the stock way")
+            self._is_broken = True
+            self._claimant = None
+            self._in_poll = None
+            self._lines.close()
+
+    def _turn(self) -> None:
+        if self._claimant is None:
+            return
+        if self._is_in_doubt:
+            self._recall()
+        now = monotonic()
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues or now < self._refused_until:
+            return
+        if self._is_waiting and now < self._asked_at + self._timeout:
+            self._wait()
+        else:
+            self._claim(queues)
+
+    def _claim(self, queues: list[str]) -> None:
+        assert self.claims is not None
+        assert self._claimant is not None
+        lists = [
+            f"{self.global_keyprefix}{self._q_for_pri(queue, step)}"
+            for step in self.priority_steps
+            for queue in queues
+        ]
+        if self._is_idle or self._open:
+            self._choose(lists, len(queues))
+        room = self.qos.can_consume_max_estimate()
+        command = self.claims.claim_command(
+            self._claimant,
+            lists,
+            self._open,
+            count=self.claims.most if room is None else min(room, self.claims.most),
+            # As Kombu has it: the queues give in turn, or one goes before the other.
+            group=1 if isinstance(self._queue_cycle, priority_cycle) else len(queues),
+            timeout=self._timeout,
+        )
+        self._asked_of, self._is_waiting, self._is_in_doubt = lists, False, True
+        self._ask(*command)
+
+    def _ask(self, *command: Any) -> None:
+        self._asked = command[0]
+        connection = self._in_poll = self.client.connection
+        self._asked_at = self._brpop_sent_at = monotonic()
+        connection.send_command(*command)
+
     def _read_reply(self, asked: str, options: dict[str, Any]) -> Any:
+        """Read an answer: false if it is none, ``None`` if there is nothing."""
         connection = self.client.connection
         try:
-            return self.client.parse_response(connection, asked, **options)
+            reply = self.client.parse_response(connection, asked, **options)
         except self.connection_errors:
             # The next turn of the loop connects again.
             connection.disconnect()
@@ -217,32 +281,173 @@ class _Claiming(_Mixin):
         except NoScriptError:
             with self.conn_or_acquire() as client:
                 CLAIM.load(client)
+            reply = False
         except self.ResponseError as exc:
-            # Out of memory, say: the messages are safe where they are.
-            self._refused_until = monotonic() + PAUSE_AFTER_REFUSAL
-            logger.error("heartbeat: the broker refuses to hand out messages: %s", exc)
-        return None
+            # One who waits and was shut is told that his own list is none.
+            if asked != "BLMOVE" or not is_shut(exc):
+                self._refuse(exc)
+            return False
+        if asked != "BLMOVE":
+            self._is_in_doubt = False
+        return reply
 
-    def _hand_on(self, asked: str, reply: Any) -> None:
+    def _refuse(self, exc: Exception) -> None:
+        # Out of memory, say: the messages are safe where they are.
+        self._refused_until = monotonic() + PAUSE_AFTER_REFUSAL
+        if str(exc) != self._refusal:
+            self._refusal = str(exc)
+            logger.error("heartbeat: the broker refuses to hand out messages: %s", exc)
+
+    def _take(self, reply: list[tuple[int, bytes, int]]) -> None:
+        """Take over what was claimed; with that in its hands, the broker has shut the claimant."""
         assert self._claimant is not None
-        prefix, recorded = self.global_keyprefix, asked == "EVALSHA"
-        if asked == "BLMOVE":
-            list_, item = self._waits_for or "", reply
-        elif asked == "BRPOP":
-            # Kombu's client has taken the prefix off.
-            list_, item = f"{prefix}{bytes_to_str(reply[0])}", reply[1]
-        else:
-            list_, item = bytes_to_str(reply[0]), reply[1]
-            recorded = reply[2] == 1
-        queue, *priority = list_.removeprefix(prefix).rsplit(self.sep, 1)
-        self._has_priorities = self._has_priorities or bool(priority)
-        self._queue_cycle.rotate(queue)
-        if recorded or asked != "EVALSHA":
-            self.popped = Popped(list_, item, self._claimant, recorded, asked == "BLMOVE")
+        self._open = set()
+        self._is_idle, self._is_woken = self._is_woken, False
+        self._refusal = ""
+        for place, item, recorded in reply:
+            list_ = self._asked_of[place - 1]
+            self._claimed.append(Popped(list_, item, self._claimant, recorded == 1))
+            if list_ != self._base(list_):
+                self._priorities.add(list_)
+
+    def _hand_on(self) -> None:
+        """Deliver what was claimed; what nobody wants any more goes back."""
+        is_unwanted = False
+        while self._claimed:
+            popped = self._claimed.popleft()
+            queue = self._base(popped.list).removeprefix(self.global_keyprefix)
+            if popped.recorded and (self._closing or queue not in self.connection._callbacks):
+                is_unwanted = True
+                continue
+            self._queue_cycle.rotate(queue)
+            self.popped = popped if popped.recorded else None
+            try:
+                self.connection._deliver(loads(bytes_to_str(popped.item)), queue)
+            finally:
+                self.popped = None
+        if is_unwanted:
+            self._recall()
+
+    def _recall(self) -> None:
+        """Put back what was claimed and did not come, or was not wanted."""
+        assert self.claims is not None
+        assert self._claimant is not None
+        here = {popped.tag for popped in self._claimed if popped.recorded}
+        with self.conn_or_acquire() as client:
+            self.claims.recall(client, self._claimant, here)
+        self._is_in_doubt = False
+
+    def _base(self, list_: str) -> str:
+        """Give the list without its priority."""
+        return str(list_.rsplit(self.sep, 1)[0])
+
+    # -- waiting ------------------------------------------------------------------------------
+
+    @property
+    def _timeout(self) -> float:
+        return float(getattr(self.connection, "brpop_timeout", 0) or 1)  # kombu 5.6 and later
+
+    def _choose(self, lists: list[str], queues: int) -> None:
+        """Choose for which lists to wait, if there is nothing to claim: for those in use."""
+        wanted = sorted(lists[:queues]) + sorted(self._priorities.intersection(lists))
+        if len(wanted) > MOST_LINES:
+            self._say(
+                f"heartbeat: for {MOST_LINES} of the {len(wanted)} lists of its queues this worker "
+                f"waits; at the others it looks every {self._timeout:g} s"
+            )
+        if self._open_for != self._claimant:
+            # What came for an earlier life of this worker is recovered from it.
+            self._open_for, self._open = self._claimant, set()
+        chosen = set(wanted[:MOST_LINES])
+        self._shut(self._open - chosen)
+        self._open = chosen
+
+    def _wait(self) -> None:
+        """Wait, since there was nothing to claim."""
+        assert self.claims is not None
+        assert self._claimant is not None
+        self._is_idle = True
+        if not self._open:
+            return  # The next claim opens, and comes at once.
+        self._is_waiting = True
+        me, timeout = self._claimant, self._timeout
+        commands = [self.claims.wait_command(me, list_, timeout) for list_ in self._open]
+        if len(commands) == 1:
+            self._ask(*commands[0])
+        elif monotonic() >= self._no_lines_until:
+            self._wait_by_lines(commands)
+
+    def _wait_by_lines(self, commands: list[tuple[Any, ...]]) -> None:
+        timeout = self._timeout
         try:
-            self.connection._deliver(loads(bytes_to_str(item)), queue)
-        finally:
-            self.popped = None
+            self._lines.wait(commands, timeout + (self.health_check_interval or math.inf))
+        except (RedisError, OSError) as exc:
+            # If it is the broker that is away, the next claim finds that out.
+            self._no_lines_until = monotonic() + timeout
+            self._say(
+                "heartbeat: there are not as many connections as lists that this worker waits "
+                f"for; it looks every {timeout:g} s: {exc}"
+            )
+
+    def _open_line(self) -> Line:
+        # Made as those of the pool are, and not one of them: of those others need all.
+        pool = self.pool
+        connection = pool.connection_class(**pool.connection_kwargs)
+        return Line(connection, self.connection.cycle, self._line_ended)
+
+    def _line_ended(self, command: tuple[Any, ...], reply: Any) -> None:
+        if isinstance(reply, Exception):
+            if not is_shut(reply):
+                self._refuse(reply)
+        elif reply is not None:
+            self._open.add(command[1])
+            self._or_by_stock(self._wake)
+
+    def _wake(self) -> None:
+        """Claim what came, at the next turn; if it cannot be taken any more, it goes back."""
+        self._is_idle = self._is_woken = True
+        self._change()
+        if not self.qos.can_consume():
+            self._shut(self._open)
+
+    def _change(self) -> None:
+        """Wait anew; and for nothing of a queue that is not consumed any more."""
+        self._is_waiting = False
+        if not self.active_queues:
+            self._settle()
+        active = {f"{self.global_keyprefix}{queue}" for queue in self.active_queues}
+        self._shut({list_ for list_ in self._open if self._base(list_) not in active})
+
+    def _shut(self, lists: set[str]) -> None:
+        """See that nothing comes from these lists any more."""
+        if lists and self._open_for is not None:
+            assert self.claims is not None
+            with self.conn_or_acquire() as client:
+                self.claims.shut(client, self._open_for, lists, self._timeout)
+            self._open = self._open - lists
+
+    def _settle(self) -> None:
+        """Read the answer to a claim that is on its way."""
+        if self._in_poll and self._asked == "EVALSHA":
+            with contextlib.suppress(Empty):
+                self._brpop_read()
+
+    def _leave(self) -> None:
+        """Take nothing more, and keep nothing that was not delivered."""
+        self._lines.close()
+        try:
+            self._settle()
+            self._shut(self._open)
+            self._hand_on()
+        except self.connection_errors as exc:
+            logger.info("heartbeat: what came last goes back later, by way of recovery: %s", exc)
+        if self._asked == "BLMOVE":
+            self._asked, self._in_poll = "", None  # What came over it is back.
+
+    def _say(self, what: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            logger.warning(what)
 
 
 class Channel(_Claiming, stock.Channel):

@@ -9,9 +9,11 @@ import attrs
 import click
 import redis
 from celery import bootsteps
+from celery.concurrency import solo
 from kombu.transport import redis as stock
 
 from heartbeat_celery._agent import Agent
+from heartbeat_celery._claims import MOST
 from heartbeat_celery._kombu import ALIASES, SentinelTransport, Transport
 from heartbeat_celery._settings import (
     ADAPTER_SETTINGS,
@@ -71,7 +73,8 @@ class ConsumerStep(bootsteps.StartStopStep):
                     "not recovered if it dies",
                     agent.node,
                 )
-            agent.attach(consumer.task_consumer.channel)
+            is_inline = isinstance(consumer.pool, solo.TaskPool)
+            agent.attach(consumer.task_consumer.channel, most=1 if is_inline else MOST)
         except redis.ConnectionError:
             raise  # The worker's own connection is gone: its affair, and it connects again.
         except Exception:

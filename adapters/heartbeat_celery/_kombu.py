@@ -179,6 +179,7 @@ class _Claiming(_Mixin):
             # The connection is idle: the moment for a pending re-authentication (kombu 5.6).
             getattr(self, "_flush_brpop_reauth", _nothing)()
         if asked == "BLMOVE":
+            self._is_waiting = False
             if reply:
                 self._or_by_stock(self._wake)
         elif reply == b"FENCED":
@@ -195,7 +196,11 @@ class _Claiming(_Mixin):
     def _update_queue_cycle(self) -> None:
         super()._update_queue_cycle()
         if self.claims is not None and not self._is_broken:
-            self._or_by_stock(self._change)
+            try:
+                self._or_by_stock(self._change)
+            except self.connection_errors as exc:
+                # It ends what waits, and its loss is found out where messages are asked for.
+                logger.info("heartbeat: queues were changed without the broker: %s", exc)
 
     def close(self) -> None:
         """Close the channel; what came and was not delivered goes back first."""
@@ -334,6 +339,8 @@ class _Claiming(_Mixin):
         assert self._claimant is not None
         here = {popped.tag for popped in self._claimed if popped.recorded}
         with self.conn_or_acquire() as client:
+            # By its answer the broker has done what was sent over a connection before.
+            client.ping()
             self.claims.recall(client, self._claimant, here)
         self._is_in_doubt = False
 
@@ -435,12 +442,15 @@ class _Claiming(_Mixin):
     def _leave(self) -> None:
         """Take nothing more, and keep nothing that was not delivered."""
         self._lines.close()
+        connection = getattr(self.__dict__.get("client"), "connection", None)
+        if getattr(connection, "_sock", None) is None:
+            return  # The broker is away. What is left goes back at the next connection, or goodbye.
         try:
             self._settle()
             self._shut(self._open)
             self._hand_on()
         except self.connection_errors as exc:
-            logger.info("heartbeat: what came last goes back later, by way of recovery: %s", exc)
+            logger.info("heartbeat: a channel is closed without the broker: %s", exc)
         if self._asked == "BLMOVE":
             self._asked, self._in_poll = "", None  # What came over it is back.
 

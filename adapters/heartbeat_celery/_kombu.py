@@ -230,6 +230,8 @@ class _Claiming(_Mixin):
             self._claimant = None
             self._in_poll = None
             self._lines.close()
+            with contextlib.suppress(Exception):
+                self._shut(self._open)
 
     def _turn(self) -> None:
         if self._claimant is None:
@@ -390,11 +392,14 @@ class _Claiming(_Mixin):
             self._lines.wait(commands, timeout + (self.health_check_interval or math.inf))
         except (RedisError, OSError) as exc:
             # If it is the broker that is away, the next claim finds that out.
+            if self._no_lines_until:
+                self._say(
+                    "heartbeat: there are not as many connections as lists that this worker waits "
+                    f"for; it looks every {timeout:g} s: {exc}"
+                )
             self._no_lines_until = monotonic() + timeout
-            self._say(
-                "heartbeat: there are not as many connections as lists that this worker waits "
-                f"for; it looks every {timeout:g} s: {exc}"
-            )
+        else:
+            self._no_lines_until = 0.0
 
     def _open_line(self) -> Line:
         # Made as those of the pool are, and not one of them: of those others need all.
@@ -451,6 +456,7 @@ class _Claiming(_Mixin):
             self._hand_on()
         except self.connection_errors as exc:
             logger.info("heartbeat: a channel is closed without the broker: %s", exc)
+            self._open = set()
         if self._asked == "BLMOVE":
             self._asked, self._in_poll = "", None  # What came over it is back.
 

@@ -246,7 +246,11 @@ def test_without_connections_to_wait_over_it_looks(
     for number in (1, 2):
         world.send(number, queue=SECOND)
         node.take(1)[0].ack()
-    assert caplog.text.count("it looks every 1 s: max number of clients reached") == 1
+    line = "it looks every 1 s: max number of clients reached"
+    drain_until(node, lambda: line in caplog.text)
+    world.send(3, queue=THIRD)
+    node.take(1)
+    assert caplog.text.count(line) == 1
 
 
 def test_more_lists_than_it_waits_for_are_looked_at(

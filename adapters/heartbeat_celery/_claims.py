@@ -3,19 +3,28 @@
 Kombu on Redis keeps an unacknowledged message in a hash (``unacked``) and the time at which it
 was taken in a sorted set (``unacked_index``); it does not say who took it. A claim does::
 
-    {prefix}heartbeat:{namespace}:claims:{incarnation}    hash: delivery tag -> "time list"
-    {prefix}heartbeat:{namespace}:moved:{incarnation}     list: a message that it waited for
-    {prefix}heartbeat:{namespace}:running:{incarnation}   hash: what it acknowledged and still runs
-    {prefix}heartbeat:{namespace}:holders                 set of incarnations with any of these
-    {prefix}heartbeat:{namespace}:fence:{incarnation}     says that it is dead, for a day
+    {prefix}heartbeat:{namespace}:claims:{incarnation}        hash: delivery tag -> "time list"
+    {prefix}heartbeat:{namespace}:waits:{incarnation}         set of lists for which it waits
+    {prefix}heartbeat:{namespace}:moved:{incarnation}:{list}  list: what came for it from there
+    {prefix}heartbeat:{namespace}:running:{incarnation}       hash: what it acknowledged and runs
+    {prefix}heartbeat:{namespace}:holders                     set of incarnations with any of these
+    {prefix}heartbeat:{namespace}:fence:{incarnation}         says that it is dead, for a day
 
 **A claim holds only while Kombu's index still carries the time that the claim recorded.** When
 anybody else has taken the message since, by our scripts or by stock Kombu's visibility timeout,
 the times differ and the claim is worth nothing: an ack under it changes nothing for the new
 owner. Each script below checks that, and does all of its writing, in one atomic step.
+
+**Who waits is open, or shut.** While an incarnation waits for a list, the server moves the next
+message of it to a list of the incarnation's own (``BLMOVE``). When it is to take nothing more, a
+text is put where that list would stand. Redis then refuses the move, and the message is, in the
+same step in which it came, the next one's who waits. So no connection has to be called back.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+import json
+import logging
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -25,23 +34,25 @@ from heartbeat_celery._running import Early
 from heartbeat_celery._scripts import Client, Script, execute
 from heartbeat_core import Incarnation
 
-__all__ = ("CLAIM", "FENCE_TTL", "GIVE_BACK", "SCRIPTS", "Claims", "Popped")
+__all__ = ("CLAIM", "FENCE_TTL", "GIVE_BACK", "MOST", "SCRIPTS", "Claims", "Popped", "shut")
+
+logger = logging.getLogger("heartbeat_celery")
+
+MOST = 16
+"""How many messages are claimed at once, at most."""
+
+SHARE = 32
+"""Beyond the first, one message more is claimed for each so many that stand in a list."""
 
 FENCE_TTL = 86_400
 """For so many seconds an incarnation that was declared dead can learn of it."""
 
 
-_RECORD = """
-local function now()
+_NOW = """
+local function now(later)
   local time = redis.call('TIME')
-  return string.format('%d.%06d', time[1], time[2])
-end
-local function record(me, list, tag, message)
-  local time = now()
-  redis.call('ZADD', KEYS[2], time, tag)
-  redis.call('HSET', KEYS[1], tag, message)
-  redis.call('HSET', KEYS[3], tag, time .. ' ' .. list)
-  redis.call('SADD', KEYS[4], me)
+  local micros = time[2] + (later or 0)
+  return string.format('%d.%06d', time[1] + math.floor(micros / 1000000), micros % 1000000)
 end
 """
 
@@ -56,59 +67,93 @@ local function list_of(tag)
 end
 """
 
-# Takes the next message, in the order of the lists given, and records the claim in the same
-# step; ahead of all others one that was moved to this incarnation and never arrived. What is not
-# a message as Kombu writes it is handed out unrecorded, as stock does. If there is none, it is put
-# on record for which list the incarnation is going to wait.
+# Takes the next messages, in the order of the lists given, and records the claims in the same step.
+# A list gives at most a share of what stands in it, so that others who wait have their part of a
+# few; and the lists of one group (of the same priority, say) give in turn. What came for this
+# incarnation while it waited is the first of its list; what is too much of that goes back.
+# With messages in its hands the incarnation is shut; without any it is open, and that it is going
+# to wait is on record. What is not a message as Kombu writes it is handed out unrecorded, as
+# stock does.
 CLAIM = Script(
-    _RECORD
+    _NOW
     + """
 if redis.call('EXISTS', KEYS[5]) == 1 then return 'FENCED' end
-local item, list = redis.call('RPOP', KEYS[6]), nil
-if item then
-  list = redis.call('HGET', KEYS[3], '') or KEYS[7]
-else
-  for i = 7, #KEYS do
-    item, list = redis.call('RPOP', KEYS[i]), KEYS[i]
-    if item then break end
+local me, count, group, lists = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local moved, kinds = {}, {}
+for i = 7, #ARGV do
+  local list = tonumber(ARGV[i])
+  moved[list] = KEYS[lists + i]
+  kinds[list] = redis.call('TYPE', moved[list])['ok']
+end
+local shares = {}
+local function take(i)
+  local item = kinds[i] == 'list' and redis.call('RPOP', moved[i])
+  if item or shares[i] == 0 then return item end
+  item = redis.call('RPOP', KEYS[6 + i])
+  if item and count > 1 then
+    local share = shares[i] or 1 + math.floor(redis.call('LLEN', KEYS[6 + i]) / ARGV[6])
+    shares[i] = share - 1
+  end
+  return item
+end
+local taken = {}
+local function record(i, item)
+  local ok, message = pcall(cjson.decode, item)
+  local properties = ok and type(message) == 'table' and message['properties']
+  local tag = type(properties) == 'table' and properties['delivery_tag']
+  taken[#taken + 1] = {i, item, type(tag) == 'string' and 1 or 0}
+  if type(tag) ~= 'string' then return end
+  local info = properties['delivery_info']
+  if type(info) ~= 'table' then info = {} end
+  -- One after another, although the server's clock stands still meanwhile.
+  local time = now(#taken)
+  redis.call('ZADD', KEYS[2], time, tag)
+  redis.call('HSET', KEYS[1], tag, '[' .. item
+    .. ',' .. cjson.encode(info['exchange'] or '')
+    .. ',' .. cjson.encode(info['routing_key'] or '') .. ']')
+  redis.call('HSET', KEYS[3], tag, time .. ' ' .. KEYS[6 + i])
+end
+for first = 1, lists, group do
+  local more = true
+  while more do
+    more = false
+    for i = first, math.min(first + group - 1, lists) do
+      local item = #taken < count and take(i)
+      if item then
+        record(i, item)
+        more = true
+      end
+    end
   end
 end
-if not item then
-  if ARGV[2] ~= '' then
-    redis.call('HSET', KEYS[3], '', ARGV[2])
-    redis.call('SADD', KEYS[4], ARGV[1])
+for i, key in pairs(moved) do
+  if #taken == 0 then
+    if kinds[i] == 'string' then redis.call('DEL', key) end
+    redis.call('SADD', KEYS[6], KEYS[6 + i])
+  elseif kinds[i] ~= 'string' then
+    while redis.call('LMOVE', key, KEYS[6 + i], 'LEFT', 'RIGHT') do end
+    redis.call('SET', key, 'shut', 'EX', ARGV[5])
   end
-  return false
 end
-local ok, message = pcall(cjson.decode, item)
-local properties = ok and type(message) == 'table' and message['properties']
-local tag = type(properties) == 'table' and properties['delivery_tag']
-if type(tag) ~= 'string' then return {list, item, 0} end
-local info = properties['delivery_info']
-if type(info) ~= 'table' then info = {} end
-record(ARGV[1], list, tag, '[' .. item
-  .. ',' .. cjson.encode(info['exchange'] or '')
-  .. ',' .. cjson.encode(info['routing_key'] or '') .. ']')
-return {list, item, 1}
+if #taken > 0 or next(moved) then redis.call('SADD', KEYS[4], me) end
+return #taken > 0 and taken
 """
 )
 
-# Records a message that came while its claimant waited. If it was moved to the claimant it must
-# still be there: else somebody has recovered it. A fenced incarnation may not hold it: it goes
-# back to where it was.
-RECORD = Script(
-    _RECORD
-    + """
-local moved = ARGV[6] == '1'
-if moved and redis.call('LREM', KEYS[6], 1, ARGV[5]) == 0 then return 0 end
-if redis.call('EXISTS', KEYS[5]) == 1 then
-  redis.call('RPUSH', ARGV[2], ARGV[5])
-  return 0
+# Shuts an incarnation: what came for it and was not claimed goes back ahead of all others, and
+# nothing more comes.
+SHUT = Script("""
+local items = {}
+for i = 2, #KEYS, 2 do
+  local list, moved = KEYS[i], KEYS[i + 1]
+  while redis.call('TYPE', moved)['ok'] == 'list' do
+    items[#items + 1] = {list, redis.call('LMOVE', moved, list, 'LEFT', 'RIGHT')}
+  end
+  redis.call('SET', moved, 'shut', 'EX', ARGV[1])
+  redis.call('SREM', KEYS[1], list)
 end
-record(ARGV[1], ARGV[2], ARGV[3], ARGV[4])
-return 1
-"""
-)
+return items
+""")
 
 # Deletes a message that was dealt with. If it is being dealt with only now, since it was
 # acknowledged early, it is kept elsewhere, with what is to become of it if its owner dies.
@@ -154,14 +199,14 @@ return 1
 
 # Keeps the visibility timeout of stock Kombu from taking what a living incarnation holds.
 RENEW = Script(
-    _RECORD
+    _NOW
     + """
 local time = now()
 local claims = redis.call('HGETALL', KEYS[3])
 for i = 1, #claims, 2 do
   local tag = claims[i]
   local claimed, list = string.match(claims[i + 1], '^(%S+) (.*)$')
-  local score = tag ~= '' and redis.call('ZSCORE', KEYS[2], tag)
+  local score = redis.call('ZSCORE', KEYS[2], tag)
   if score and tonumber(score) == tonumber(claimed) then
     redis.call('ZADD', KEYS[2], time, tag)
     redis.call('HSET', KEYS[3], tag, time .. ' ' .. list)
@@ -171,7 +216,7 @@ return #claims / 2
 """
 )
 
-SCRIPTS = (CLAIM, RECORD, RELEASE, GIVE_BACK, RENEW)
+SCRIPTS = (CLAIM, SHUT, RELEASE, GIVE_BACK, RENEW)
 
 
 @attrs.frozen
@@ -183,14 +228,17 @@ class Popped:
         item: What stood there.
         me: For whom it was taken.
         recorded: Whether the claim is on record.
-        moved: Whether it stands in the claimant's own list until it is.
     """
 
     list: str
     item: bytes
     me: Incarnation
     recorded: bool
-    moved: bool
+
+    @property
+    def tag(self) -> str:
+        """Give the delivery tag of one that is recorded."""
+        return str(json.loads(self.item)["properties"]["delivery_tag"])
 
 
 @attrs.define
@@ -208,6 +256,8 @@ class Claims:
         fenced: Called, from the consumer's thread, when the broker says that this incarnation
             is dead.
         client: A client that is there though the consumer has lost its connection.
+        most: How many messages it may claim at once. One, where a task is run while its message
+            is delivered: the others would wait for it, and so would a worker's stop.
         held: The delivery tags that this process was handed and has not let go, with the
             incarnation under which each was claimed.
         late: Which of these are dealt with, though the broker could not be told yet; each with
@@ -218,21 +268,34 @@ class Claims:
     fenced: Callable[[Incarnation], None] = attrs.field(repr=False)
     incarnation: Incarnation | None = None
     client: Client = None
+    most: int = MOST
     held: dict[str, Incarnation] = attrs.field(factory=dict, init=False)
     late: dict[str, Early | None] = attrs.field(factory=dict, init=False)
 
     def claim_command(
-        self, me: Incarnation, lists: Iterable[str], then_wait_for: str | None
+        self,
+        me: Incarnation,
+        lists: Sequence[str],
+        waits: Collection[str],
+        *,
+        count: int,
+        group: int,
+        timeout: float,
     ) -> tuple[Any, ...]:
-        """Give the command that takes the next message of these lists.
+        """Give the command that takes the next messages of these lists.
 
         Args:
             me: The claimant.
             lists: Where to look, in this order.
-            then_wait_for: From which list a message is going to be moved to the claimant, if
-                there is none now.
+            waits: For which of them the claimant waits, or is going to if there is no message now.
+            count: How many messages to take at most.
+            group: How many lists at a time, one after another, give a message in turn.
+            timeout: How long the claimant waits, in seconds.
         """
-        return CLAIM.command([*self.keys.of(me), *lists], [str(me), then_wait_for or ""])
+        places = [number for number, list_ in enumerate(lists, 1) if list_ in waits]
+        moved = [self.keys.moved(me, lists[place - 1]) for place in places]
+        arguments = [str(me), count, group, len(lists), shut_for(timeout), SHARE, *places]
+        return CLAIM.command([*self.keys.of(me), *lists, *moved], arguments)
 
     def wait_command(self, me: Incarnation, list_: str, timeout: float) -> tuple[Any, ...]:
         """Give the command that waits for a message of one list.
@@ -240,20 +303,11 @@ class Claims:
         The server moves it to a list of the claimant's own, so that it is lost to nobody; and
         wakes nobody else.
         """
-        return ("BLMOVE", list_, self.keys.moved(me), "RIGHT", "LEFT", timeout)
+        return ("BLMOVE", list_, self.keys.moved(me, list_), "RIGHT", "LEFT", timeout)
 
-    def record(self, client: Client, tag: str, message: Popped, unacked: str) -> bool:
-        """Record a message that came while its claimant waited.
-
-        Returns:
-            Whether it is the claimant's; if not, it is back in its queue.
-        """
-        me = message.me
-        arguments = [str(me), message.list, tag, unacked, message.item, int(message.moved)]
-        if not RECORD.run(client, self.keys.of(me), arguments):
-            return False
-        self.held[tag] = me
-        return True
+    def shut(self, client: Client, me: Incarnation, lists: Collection[str], timeout: float) -> None:
+        """Take nothing more from these lists; what came from them and is not claimed goes back."""
+        shut(client, self.keys, me, lists, shut_for(timeout))
 
     def release(self, client: Client, tag: str, on_lost: str = "") -> bool:
         """Delete a message that was dealt with; false if it was no longer this worker's.
@@ -307,8 +361,51 @@ class Claims:
         for incarnation in {me, *list(self.held.values())}:
             RENEW.run(client, self.keys.of(incarnation), [])
 
-    def unknown(self, client: Client, me: Incarnation) -> list[str]:
-        """Give what the broker says this worker holds and it does not know of, the newest first."""
+    def settle(self, client: Client, me: Incarnation) -> None:
+        """Put back what came or was claimed over a connection that broke, and never arrived."""
+        lists = execute(client, "SMEMBERS", self.keys.waits(me))
+        self.shut(client, me, [list_.decode() for list_ in lists], 0)
+        self.recall(client, me)
+
+    def recall(self, client: Client, me: Incarnation, but: Collection[str] = ()) -> None:
+        """Put back what the broker says that this worker holds, and that it never got.
+
+        Args:
+            client: A client of the broker. Blocks for a round trip, and two a message.
+            me: Under which incarnation it was claimed.
+            but: The tags of what it got, and does not hold yet.
+        """
         claims = execute(client, "HGETALL", self.keys.claims(me))
-        tags = sorted(filter(None, claims), key=lambda tag: claims[tag], reverse=True)
-        return [tag for tag in map(bytes.decode, tags) if tag not in self.held]
+        # The oldest last, so that it stands ahead of the others.
+        for tag in sorted(claims, key=claims.__getitem__, reverse=True):
+            name = tag.decode()
+            if name in self.held or name in but:
+                continue
+            message = ""
+            raw = execute(client, "HGET", self.keys.unacked, tag)
+            try:
+                if raw is not None:
+                    message = json.dumps(json.loads(raw)[0])
+            except (ValueError, TypeError, LookupError) as exc:
+                logger.error("heartbeat: message %s never came, and cannot be read: %r", name, exc)
+                continue
+            keys = [*self.keys.of(me), self.keys.verdicts]
+            GIVE_BACK.run(client, keys, [name, message, "RPUSH", "", ""])
+
+
+def shut(
+    client: Client, keys: Keys, me: Incarnation, lists: Collection[str], seconds: int
+) -> list[tuple[str, bytes]]:
+    """Shut an incarnation, for so long, from what comes from these lists. Blocks.
+
+    Returns:
+        What had come and went back, with its list.
+    """
+    pairs = [key for list_ in lists for key in (list_, keys.moved(me, list_))]
+    items = SHUT.run(client, [keys.waits(me), *pairs], [seconds]) if pairs else []
+    return [(list_.decode(), item) for list_, item in reversed(items)]
+
+
+def shut_for(timeout: float) -> int:
+    """Tell for how many seconds to be shut, so that nobody waits any more when that is over."""
+    return math.ceil(timeout) + 60

@@ -56,9 +56,13 @@ class Keys:
         """The hash of what an incarnation holds."""
         return f"{self.prefix}heartbeat:{{{self.namespace}}}:claims:{incarnation}"
 
-    def moved(self, incarnation: Incarnation) -> str:
-        """The list to which a message is moved for an incarnation that waits."""
-        return f"{self.prefix}heartbeat:{{{self.namespace}}}:moved:{incarnation}"
+    def waits(self, incarnation: Incarnation) -> str:
+        """The set of the lists for which an incarnation waits."""
+        return f"{self.prefix}heartbeat:{{{self.namespace}}}:waits:{incarnation}"
+
+    def moved(self, incarnation: Incarnation, list_: str) -> str:
+        """The list to which a message of another is moved for an incarnation that waits."""
+        return f"{self.prefix}heartbeat:{{{self.namespace}}}:moved:{incarnation}:{list_}"
 
     def running(self, incarnation: Incarnation) -> str:
         """The hash of what an incarnation has acknowledged, and still runs."""
@@ -94,5 +98,5 @@ class Keys:
             self.claims(incarnation),
             self.holders,
             self.fence(incarnation),
-            self.moved(incarnation),
+            self.waits(incarnation),
         ]

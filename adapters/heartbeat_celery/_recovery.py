@@ -14,10 +14,10 @@ from typing import Any
 import attrs
 import redis
 
-from heartbeat_celery._claims import FENCE_TTL, GIVE_BACK
+from heartbeat_celery._claims import FENCE_TTL, GIVE_BACK, shut
 from heartbeat_celery._dead_letters import DEAD_LETTER, RECOVERIES
 from heartbeat_celery._keys import Keys
-from heartbeat_celery._kombu import mark_redelivered
+from heartbeat_celery._qos import mark_redelivered
 from heartbeat_celery._scripts import Client, Script, execute
 from heartbeat_celery._settings import RecoverySettings
 from heartbeat_celery._verdicts import Kind, Verdict, Verdicts
@@ -26,21 +26,6 @@ from heartbeat_core import BeatError, Incarnation
 __all__ = ("Recovered", "Recovery")
 
 logger = logging.getLogger("heartbeat_celery")
-
-# Gives back what was moved to an incarnation and never arrived.
-GIVE_BACK_MOVED = Script("""
-local list = redis.call('HGET', KEYS[3], '')
-if not list then return {} end
-local items = {}
-while true do
-  local item = redis.call('LPOP', KEYS[6])
-  if not item then break end
-  redis.call('RPUSH', list, item)
-  items[#items + 1] = item
-end
-redis.call('HDEL', KEYS[3], '')
-return items
-""")
 
 # Ends what an incarnation had acknowledged and still ran: gives its message back to a list, posts
 # what has to be told of it, or both.
@@ -148,26 +133,20 @@ class Recovery:
             recovered += [each] if each else []
         Verdicts(client, keys).recover(dead)
         if self._holds_nothing(dead):
-            execute(client, "DEL", keys.claims(dead))
             execute(client, "SREM", keys.holders, str(dead))
         return recovered[::-1] + moved
 
-    def give_back(self, living: Incarnation, tag: str) -> None:
-        """Give back one message that a living incarnation claimed and never got. Blocks."""
-        self._give_back(living, tag.encode(), "", counted=False)
-
     def _holds_nothing(self, owner: Incarnation) -> bool:
         keys = self.keys
-        # The field without a name says for which list it waited.
-        claimed = set(execute(self.client, "HKEYS", keys.claims(owner))) - {b""}
-        others = [keys.moved(owner), keys.running(owner), keys.taken_verdicts(owner)]
-        return not (claimed or execute(self.client, "EXISTS", *others))
+        # What came while it waited is in a list that is on record among those.
+        kinds = [keys.claims, keys.waits, keys.running, keys.taken_verdicts]
+        return not execute(self.client, "EXISTS", *[kind(owner) for kind in kinds])
 
     def _give_back_moved(self, dead: Incarnation) -> list[Recovered]:
-        list_ = execute(self.client, "HGET", self.keys.claims(dead), "") or b""
-        queue = self.keys.queue_of(list_.decode())
-        items = GIVE_BACK_MOVED.run(self.client, self.keys.of(dead), [])
-        return [_read_recovered(item, queue) for item in items]
+        lists = execute(self.client, "SMEMBERS", self.keys.waits(dead))
+        names = [list_.decode() for list_ in lists]
+        items = shut(self.client, self.keys, dead, names, FENCE_TTL)
+        return [_read_recovered(item, self.keys.queue_of(list_)) for list_, item in items]
 
     def _give_back(
         self, owner: Incarnation, tag: bytes, list_: str, *, counted: bool

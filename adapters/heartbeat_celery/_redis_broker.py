@@ -9,9 +9,10 @@ from typing import Any
 import attrs
 import redis
 from celery import Celery
+from celery.concurrency import solo
 
 from heartbeat_celery._announcer import Announcer
-from heartbeat_celery._claims import SCRIPTS, Claims
+from heartbeat_celery._claims import MOST, SCRIPTS, Claims
 from heartbeat_celery._delivery import Delivery
 from heartbeat_celery._fencing import Fencing, active_requests
 from heartbeat_celery._hang_up import hang_up
@@ -173,9 +174,9 @@ class RedisBroker:
                 script.load(client)
             me = claims.incarnation
             if me is not None:
-                recovery = Recovery(client, claims.keys)
-                for tag in claims.unknown(client, me):
-                    recovery.give_back(me, tag)
+                claims.settle(client, me)
+        # A task that is run while its message is delivered would keep the others waiting.
+        claims.most = 1 if isinstance(consumer.pool, solo.TaskPool) else MOST
         channel.drop = functools.partial(self._drop, channel, consumer.pool)
         channel.runs_on = functools.partial(runs_on, pool=consumer.pool)
         keep_what_runs(consumer.pool)
@@ -186,7 +187,7 @@ class RedisBroker:
     def waits(self, consumer: Any) -> float | None:
         """Tell since when an answer is overdue: the server limits how long it keeps us waiting."""
         channel: Any = getattr(consumer.task_consumer, "channel", None)
-        if channel is None or not channel._in_poll or not channel.qos.can_consume():  # noqa: SLF001
+        if channel is None or not channel._in_poll or not channel.qos.has_room():  # noqa: SLF001
             return None
         limit = getattr(channel.connection, "brpop_timeout", 1)  # kombu 5.6 and later
         asked: float | None = channel._brpop_sent_at  # noqa: SLF001 - as Kombu does itself

@@ -3,136 +3,27 @@
 import json
 import time
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import redis
-from kombu import Connection, Consumer, Producer, Queue
+from consumers import PRIORITIES, A, B, Node, World, connect_again
+from kombu import Connection, Producer
 
 from heartbeat_celery._claims import Claims
 from heartbeat_celery._dead_letters import DEAD_LETTER, RECOVERIES, DeadLetters
 from heartbeat_celery._keys import Keys
-from heartbeat_celery._kombu import Transport
 from heartbeat_celery._recovery import Recovery
-from heartbeat_celery._redis_broker import RedisBroker
 from heartbeat_celery._running import Early
-from heartbeat_celery._settings import RecoverySettings
-from heartbeat_celery._verdicts import Kind, Verdict, Verdicts
+from heartbeat_celery._verdicts import Kind, Verdicts
 from heartbeat_core import Incarnation
-
-A, B = Incarnation("a", 1), Incarnation("b", 1)
-PRIORITIES = Queue("tasks", max_priority=9)
-
-
-class Node:
-    """A consumer that takes messages under an incarnation, or the stock way without one."""
-
-    def __init__(
-        self, url: str, me: Incarnation | None, prefetch: int = 10, **options: Any
-    ) -> None:
-        transport = Transport if me else "redis"
-        self.connection = Connection(url, transport=transport, transport_options=options)
-        self.channel: Any = self.connection.default_channel
-        self.fenced: list[Incarnation] = []
-        if me is not None:
-            keys = Keys.of_channel(self.channel, "test")
-            self.channel.claims = Claims(keys, self.fenced.append, me)
-        self.got: list[Any] = []
-        self.channel.basic_qos(0, prefetch, False)
-        self.consumer = Consumer(
-            self.channel, [PRIORITIES], on_message=self.got.append, auto_declare=True
-        )
-        self.consumer.consume()
-
-    def take(self, count: int) -> list[Any]:
-        """Take so many messages, and give the latest of them."""
-        wanted = len(self.got) + count
-        until = time.monotonic() + 10
-        while len(self.got) < wanted:
-            assert time.monotonic() < until, f"got {len(self.got)} of {wanted} messages"
-            self.drain()
-        return self.got[-count:]
-
-    def drain(self) -> None:
-        """Let Kombu do what there is to do."""
-        try:
-            self.connection.drain_events(timeout=0.05)
-        except OSError:
-            pass
-
-    def die(self) -> None:
-        """Go without a word: nothing is given back."""
-        self.channel._in_poll = None
-        self.channel.qos._on_collect.cancel()
-        self.channel.qos._delivered.clear()
-        self.connection.collect()
-
-
-class World:
-    """A broker, those who take messages from it, and a look behind the scenes."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.client: redis.Redis[bytes] = redis.Redis.from_url(url)
-        self.nodes: list[Node] = []
-        self.keys = Keys("", "test", "unacked", "unacked_index")
-        self.recovery = Recovery(self.client, self.keys)
-
-    def node(self, me: Incarnation | None, **options: Any) -> Node:
-        node = Node(self.url, me, **options)
-        self.nodes.append(node)
-        return node
-
-    def send(self, *numbers: int, priority: int = 0) -> None:
-        with Connection(self.url) as connection:
-            producer = Producer(connection)
-            for number in numbers:
-                producer.publish(
-                    {"n": number},
-                    routing_key="tasks",
-                    declare=[PRIORITIES],
-                    priority=priority,
-                    headers={"id": f"task-{number}"},
-                )
-
-    def recovery_of(self, most: int) -> Recovery:
-        """Give one that recovers a message so often."""
-        return Recovery(self.client, self.keys, RecoverySettings(max_recoveries=most))
-
-    def verdicts(self) -> list[Verdict]:
-        """Give what has to be told, and is not taken by anybody yet."""
-        entries = self.client.lrange(self.keys.verdicts, 0, -1)
-        return [Verdict.loads(entry.partition(b" ")[2].decode()) for entry in entries]
-
-    def recover(self, dead: Incarnation) -> list[str]:
-        """Recover what it held, and give the ids of the tasks that are back in their queues."""
-        return [each.task_id for each in self.recovery.recover(dead)]
-
-    def waiting(self, list_: str = "tasks") -> list[int]:
-        """Give the numbers in a list, in the order in which they will be taken."""
-        return [_number(json.loads(item)) for item in self.client.lrange(list_, 0, -1)][::-1]
-
-    def held(self, owner: Incarnation) -> set[bytes]:
-        """Give the tags that an incarnation holds by record."""
-        return set(self.client.hkeys(self.keys.claims(owner))) - {b""}
 
 
 @pytest.fixture
 def world(valkey: Any) -> Iterator[World]:
     """A world on an empty broker."""
-    world = World(valkey.url)
-    world.client.flushdb()
-    yield world
-    for node in world.nodes:
-        node.die()
-    world.client.close()
-
-
-def _number(message: dict[str, Any]) -> int:
-    import base64
-
-    return int(json.loads(base64.b64decode(message["body"]))["n"])
+    with World(valkey.url) as world:
+        yield world
 
 
 def test_what_is_taken_is_on_record_at_once(world: World) -> None:
@@ -175,7 +66,8 @@ def test_an_ack_leaves_nothing(world: World, idle: bool) -> None:
     (message,) = node.take(1)
     message.ack()
     assert world.held(A) == set()
-    assert not world.client.exists("unacked", "unacked_index", "heartbeat:{test}:moved:a#1")
+    assert not world.client.exists("unacked", "unacked_index")
+    assert world.moved(A) == []
     assert world.waiting() == []
 
 
@@ -290,7 +182,7 @@ def test_nothing_is_lost_while_nobody_has_it(world: World) -> None:
     node.drain()
     world.send(1)
     assert world.waiting() == []
-    assert world.waiting("heartbeat:{test}:moved:a#1") == [1]
+    assert world.moved(A) == [1]
     node.die()
     assert world.recover(A) == ["task-1"]
     assert world.waiting() == [1]
@@ -303,8 +195,8 @@ def test_one_message_wakes_one(world: World) -> None:
     for node in (first, second):
         node.drain()
     world.send(1)
-    assert world.waiting("heartbeat:{test}:moved:a#1") == [1]
-    assert not world.client.exists("heartbeat:{test}:moved:b#1")
+    assert world.moved(A) == [1]
+    assert world.moved(B) == []
     first.take(1)
     second.drain()
     assert second.got == []
@@ -470,17 +362,9 @@ def test_what_was_claimed_and_never_arrived_goes_back(world: World) -> None:
     node.take(1)
     tag = next(iter(node.channel.claims.held))
     node.channel.claims.held.clear()
-    _connect_again(node)
+    connect_again(node)
     assert world.waiting() == [1]
     assert not world.client.hexists("unacked", tag)
-
-
-def _connect_again(node: Node) -> None:
-    """Do what a worker does when it has a connection again."""
-    broker = RedisBroker(None, "test")  # type: ignore[arg-type] # no app is needed here
-    broker.claims = node.channel.claims
-    consumer = SimpleNamespace(task_consumer=SimpleNamespace(channel=node.channel), pool=None)
-    broker.attach(consumer)
 
 
 def test_a_key_prefix_is_kept(world: World) -> None:
@@ -509,7 +393,7 @@ def test_a_channels_prefix_is_put_before_keys_once(world: World) -> None:
     node = world.node(A, **options)
     node.take(1)
     node.channel.claims.held.clear()
-    _connect_again(node)
+    connect_again(node)
     assert world.waiting("them:tasks") == [1]
 
 

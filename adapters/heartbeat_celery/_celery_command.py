@@ -11,6 +11,7 @@ import click
 import kombu.exceptions
 import redis
 from celery import Celery
+from kombu.transport import pyamqp
 from kombu.transport import redis as kombu_redis
 
 from heartbeat_celery._commands.fleet import Fleet
@@ -23,6 +24,7 @@ from heartbeat_celery._events import EventsTransport
 from heartbeat_celery._redis_broker import pool_and_keys
 from heartbeat_celery._settings import ADAPTER_SETTINGS, namespace_of, shards_of
 from heartbeat_core import Settings, SettingsError, Transport, TransportError
+from heartbeat_kombu import AmqpTransport
 from heartbeat_redis import RedisTransport
 
 __all__ = ("heartbeat",)
@@ -34,7 +36,7 @@ as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSO
 events_option = click.option(
     "--events",
     is_flag=True,
-    help="Hear the workers' own events, for workers without heartbeat-core, and on RabbitMQ.",
+    help="Hear the workers' own events, for workers without heartbeat-core, and on other brokers.",
 )
 
 
@@ -155,14 +157,19 @@ def _fleet(app: Celery, *, events: bool) -> Fleet:
             return EventsTransport(app, namespace=each)
 
         return Fleet(connect=listen, namespace=namespace, shards=1, settings=settings)
-    _must_be_redis(app, "try --events")
-    pool, keys = pool_and_keys(app, namespace)
-
-    def connect(each: str) -> Transport:
-        return RedisTransport(pool=pool, namespace=each, key_prefix=keys.prefix)
-
+    connect = _connect_to_rabbitmq(app) if _is_rabbitmq(app) else _connect_to_redis(app, namespace)
     shards = shards_of(app.conf, os.environ)
     return Fleet(connect=connect, namespace=namespace, shards=shards, settings=settings)
+
+
+def _connect_to_redis(app: Celery, namespace: str) -> Callable[[str], Transport]:
+    _must_be_redis(app, "try --events")
+    pool, keys = pool_and_keys(app, namespace)
+    return lambda each: RedisTransport(pool=pool, namespace=each, key_prefix=keys.prefix)
+
+
+def _connect_to_rabbitmq(app: Celery) -> Callable[[str], Transport]:
+    return lambda each: AmqpTransport(app.connection_for_read(), namespace=each)
 
 
 def _dead_letters(app: Celery) -> DeadLetters:
@@ -171,10 +178,16 @@ def _dead_letters(app: Celery) -> DeadLetters:
     return DeadLetters(redis.Redis(connection_pool=pool), keys)
 
 
+def _is_rabbitmq(app: Celery) -> bool:
+    return issubclass(app.connection_for_read().get_transport_cls(), pyamqp.Transport)
+
+
 def _must_be_redis(app: Celery, otherwise: str) -> None:
     kind = app.connection_for_read().get_transport_cls()
     if not issubclass(kind, kombu_redis.Transport):
-        raise SettingsError(f"the broker of {app.main} is not Redis or Valkey: {otherwise}")
+        raise SettingsError(
+            f"the broker of {app.main} is not Redis, Valkey or RabbitMQ: {otherwise}"
+        )
 
 
 def _found(app: Celery, task_id: str) -> list[DeadLetter]:

@@ -16,6 +16,7 @@ from heartbeat_celery._recovery import Recovery
 from heartbeat_celery._redis_custody import RedisCustody
 from heartbeat_celery._running import Running
 from heartbeat_celery._settings import RecoverySettings
+from heartbeat_celery._telling import Telling
 from heartbeat_celery._verdicts import Verdicts
 from heartbeat_core import Heartbeat, Incarnation, shard_of
 from heartbeat_redis import RedisTransport
@@ -86,7 +87,7 @@ class RedisBroker:
             claims=self.claims,
             running=self.running,
             recovery=Recovery(client, keys, self.settings),
-            delivery=Delivery(self.app, verdicts, lambda: heartbeat.incarnation),
+            delivery=Delivery(Telling(self.app), verdicts, lambda: heartbeat.incarnation),
             announcer=announcer,
             shard=self._shard,
             transport_for=self.transport_for,

@@ -72,6 +72,10 @@ class Running:
         """Take note of a task that the broker knows to run."""
         self._tasks[early.tag] = me, early.request
 
+    def has(self, tag: str) -> bool:
+        """Tell whether a task is known to run, or was so a moment ago."""
+        return tag in self._tasks
+
     def ended(self, *, stopping: bool = False) -> dict[Incarnation, list[str]]:
         """Give the tags of those that have ended, for :meth:`forget`.
 

@@ -11,11 +11,12 @@ __all__ = (
     "ADAPTER_SETTINGS",
     "ON_LOST_OF_TASKS",
     "RecoverySettings",
+    "management_url_of",
     "namespace_of",
     "shards_of",
 )
 
-ADAPTER_SETTINGS = ("max_recoveries", "namespace", "on_lost", "shards")
+ADAPTER_SETTINGS = ("management_url", "max_recoveries", "namespace", "on_lost", "shards")
 
 ON_LOST = ("fail", "ignore")
 """What may become of tasks that were acknowledged early and are gone with their worker."""
@@ -77,6 +78,12 @@ def namespace_of(conf: Mapping[str, Any], environ: Mapping[str, str], main: str 
             "spaces and braces"
         )
     return str(namespace)
+
+
+def management_url_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
+    """Give the URL of RabbitMQ's management API; ``None`` if it is not set anywhere."""
+    url = _setting("management_url", conf, environ)
+    return None if url is None else str(url)
 
 
 def shards_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> int:

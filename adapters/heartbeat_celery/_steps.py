@@ -7,16 +7,20 @@ from typing import Any
 
 import attrs
 import click
-import redis
 from celery import bootsteps
+from kombu.transport import pyamqp
 from kombu.transport import redis as stock
 
 from heartbeat_celery._agent import Agent
+from heartbeat_celery._broker import Broker
 from heartbeat_celery._kombu import ALIASES, SentinelTransport, Transport
+from heartbeat_celery._rabbit_broker import RabbitBroker
+from heartbeat_celery._rabbit_names import Names
 from heartbeat_celery._redis_broker import RedisBroker
 from heartbeat_celery._settings import (
     ADAPTER_SETTINGS,
     RecoverySettings,
+    management_url_of,
     namespace_of,
     shards_of,
 )
@@ -67,7 +71,7 @@ class ConsumerStep(bootsteps.StartStopStep):
             return
         try:
             agent.attach(consumer)
-        except redis.ConnectionError:
+        except consumer.connection_errors:
             raise  # The worker's own connection is gone: its affair, and it connects again.
         except Exception:
             logger.exception("heartbeat: %s works without claims", agent.node)
@@ -98,25 +102,40 @@ def _agent_for(worker: Any, given: dict[str, Any]) -> Agent | None:
     settings = Settings.load(app.conf, os.environ, known=ADAPTER_SETTINGS, **given)
     if not settings.enabled:
         return None
+    broker = _broker_of(worker)
+    return None if broker is None else Agent(app, worker.hostname, settings, broker)
+
+
+def _broker_of(worker: Any) -> Broker | None:
+    """Set up the broker over which a worker's tasks come; ``None`` if it is of no kind we know."""
+    app = worker.app
     transport = app.connection_for_read().get_transport_cls()
-    ours = next((ours for kind, ours in _OURS.items() if transport in (kind, ours)), None)
-    if ours is None:
-        logger.warning(
-            "heartbeat: off, since it does not support the broker transport %s.%s: it works "
-            "with redis://, rediss:// and sentinel://. The worker goes on without it",
-            transport.__module__,
-            transport.__qualname__,
+    namespace = namespace_of(app.conf, os.environ, app.main)
+    shards = shards_of(app.conf, os.environ)
+    settings = RecoverySettings.load(app.conf, os.environ)
+    for kind, ours in _OURS.items():
+        if transport in {kind, ours}:
+            broker = RedisBroker(app, namespace=namespace, shards=shards, settings=settings)
+            app.conf.broker_transport = ALIASES[ours]
+            return broker
+    if issubclass(transport, pyamqp.Transport):
+        rabbit = RabbitBroker(
+            app,
+            names=Names(namespace, shards),
+            node=worker.hostname,
+            settings=settings,
+            management_url=management_url_of(app.conf, os.environ),
         )
-        return None
-    broker = RedisBroker(
-        app,
-        namespace=namespace_of(app.conf, os.environ, app.main),
-        shards=shards_of(app.conf, os.environ),
-        settings=RecoverySettings.load(app.conf, os.environ),
+        rabbit.say_what_is_missing()
+        return rabbit
+    logger.warning(
+        "heartbeat: off, since it does not support the broker transport %s.%s: it works "
+        "with redis://, rediss://, sentinel://, amqp:// and amqps://. The worker goes on "
+        "without it",
+        transport.__module__,
+        transport.__qualname__,
     )
-    agent = Agent(app, worker.hostname, settings, broker)
-    app.conf.broker_transport = ALIASES[ours]
-    return agent
+    return None
 
 
 def _stop_last(worker: Any, agent: Agent) -> None:

@@ -54,13 +54,14 @@ class Fleet:
     conf: dict[str, Any] = attrs.field(factory=dict)
     environ: dict[str, str] = attrs.field(factory=dict)
     app_name: str = "fleet_app"
+    records_url: str = ""
     workers: list[Worker] = attrs.field(factory=list, init=False)
     client: "redis.Redis[str]" = attrs.field(init=False)
     _started: int = attrs.field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
         """Connect to the broker."""
-        url = self.url if self.url.startswith("redis") else "redis://"
+        url = self.records_url or (self.url if self.url.startswith("redis") else "redis://")
         self.client = redis.Redis.from_url(url, decode_responses=True)
 
     def __enter__(self) -> "Fleet":
@@ -86,6 +87,7 @@ class Fleet:
         environ = {
             **os.environ,
             "FLEET_BROKER": self.url,
+            "FLEET_RECORDS": self.records_url or self.url,
             "FLEET_CONF": json.dumps(self.conf),
             "PYTHONPATH": os.pathsep.join(
                 [str(HERE), str(self.folder), os.environ.get("PYTHONPATH", "")]
@@ -132,7 +134,7 @@ class Fleet:
         """Give an app that sends to the workers."""
         import celery
 
-        return celery.Celery("fleet", broker=self.url, backend=self.url)
+        return celery.Celery("fleet", broker=self.url, backend=self.records_url or self.url)
 
     # -- the account --------------------------------------------------------------------------
 

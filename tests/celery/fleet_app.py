@@ -11,8 +11,11 @@ import redis
 import heartbeat_celery
 
 BROKER = os.environ["FLEET_BROKER"]
+RECORDS = os.environ.get("FLEET_RECORDS", BROKER)
 
-app = celery.Celery("fleet", broker=BROKER, backend=BROKER if BROKER.startswith("redis") else None)
+app = celery.Celery(
+    "fleet", broker=BROKER, backend=RECORDS if RECORDS.startswith("redis") else None
+)
 app.conf.update(
     task_acks_late=True, broker_connection_retry_on_startup=True, worker_prefetch_multiplier=1
 )
@@ -34,7 +37,7 @@ def _note(what: str, task: celery.Task, number: int) -> None:
 
 @functools.cache
 def _records() -> "redis.Redis[str]":
-    return redis.Redis.from_url(BROKER, decode_responses=True)
+    return redis.Redis.from_url(RECORDS, decode_responses=True)
 
 
 @app.task(bind=True, name="sleep")

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import json
 import os
 import pathlib
 import shutil
@@ -328,18 +329,32 @@ class RabbitServer:
 
     def virtual_host(self, name: str) -> str:
         """Make an empty virtual host; give the URL of it."""
-        for path in (f"vhosts/{name}", f"permissions/{name}/guest"):
-            request = urllib.request.Request(
-                f"http://127.0.0.1:{self.management_port}/api/{path}",
-                data=b'{"configure": ".*", "write": ".*", "read": ".*"}',
-                method="PUT",
-                headers={
-                    "Content-Type": "application/json",
-                    "Authorization": "Basic " + base64.b64encode(b"guest:guest").decode(),
-                },
-            )
-            urllib.request.urlopen(request, timeout=10).close()
+        self.manage("PUT", f"vhosts/{name}")
+        self.allow("guest", name, ".*")
         return f"amqp://guest:guest@127.0.0.1:{self.port}/{name}"
+
+    def user(self, name: str, virtual_host: str, allowed: str) -> None:
+        """Make a user, whose password is the name, with permissions for some names."""
+        self.manage("PUT", f"users/{name}", password=name, tags="")
+        self.allow(name, virtual_host, allowed)
+
+    def allow(self, user: str, virtual_host: str, allowed: str) -> None:
+        """Give a user permissions for some names."""
+        path = f"permissions/{virtual_host}/{user}"
+        self.manage("PUT", path, configure=allowed, write=allowed, read=allowed)
+
+    def manage(self, method: str, path: str, **fields: str) -> None:
+        """Ask the management API for something."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.management_port}/api/{path}",
+            data=json.dumps(fields).encode(),
+            method=method,
+            headers={
+                "Content-Type": "application/json",
+                "Authorization": "Basic " + base64.b64encode(b"guest:guest").decode(),
+            },
+        )
+        urllib.request.urlopen(request, timeout=10).close()
 
     def _environ(self) -> dict[str, str]:
         return {

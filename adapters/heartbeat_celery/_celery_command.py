@@ -21,6 +21,9 @@ from heartbeat_celery._commands.status import report
 from heartbeat_celery._commands.watch import watch as watch_fleet
 from heartbeat_celery._dead_letters import DeadLetter, DeadLetters
 from heartbeat_celery._events import EventsTransport
+from heartbeat_celery._rabbit_broker import calls_of
+from heartbeat_celery._rabbit_dead_letters import RabbitDeadLetters
+from heartbeat_celery._rabbit_names import Names
 from heartbeat_celery._redis_broker import pool_and_keys
 from heartbeat_celery._settings import ADAPTER_SETTINGS, namespace_of, shards_of
 from heartbeat_core import Settings, SettingsError, Transport, TransportError
@@ -172,9 +175,14 @@ def _connect_to_rabbitmq(app: Celery) -> Callable[[str], Transport]:
     return lambda each: AmqpTransport(app.connection_for_read(), namespace=each)
 
 
-def _dead_letters(app: Celery) -> DeadLetters:
+def _dead_letters(app: Celery) -> DeadLetters | RabbitDeadLetters:
+    namespace = namespace_of(app.conf, os.environ, app.main)
+    if _is_rabbitmq(app):
+        calls = calls_of(app, "heartbeat dead letters")
+        click.get_current_context().call_on_close(calls.close)
+        return RabbitDeadLetters(calls, Names(namespace, 1).dead_letters)
     _must_be_redis(app, "there are no dead letters elsewhere")
-    pool, keys = pool_and_keys(app, namespace_of(app.conf, os.environ, app.main))
+    pool, keys = pool_and_keys(app, namespace)
     return DeadLetters(redis.Redis(connection_pool=pool), keys)
 
 

@@ -31,7 +31,7 @@ from heartbeat_kombu import AmqpTransport
 from heartbeat_kombu._calls import Calls
 from heartbeat_kombu._line import Broker as Address
 
-__all__ = ("RabbitBroker",)
+__all__ = ("RabbitBroker", "calls_of")
 
 logger = logging.getLogger("heartbeat_celery")
 
@@ -78,7 +78,6 @@ class RabbitBroker:
     records: Records | None = attrs.field(default=None, init=False)
     incarnation: Incarnation | None = attrs.field(default=None, init=False)
     _management: Management | None = attrs.field(default=None, init=False)
-    _address: Address | None = attrs.field(default=None, init=False)
     _calls: RabbitCalls | None = attrs.field(default=None, init=False)
     _attachments: Any = attrs.field(factory=itertools.count, init=False)
     _keeps_records: bool = attrs.field(default=True, init=False)
@@ -121,10 +120,9 @@ class RabbitBroker:
     def custody(self, heartbeat: Heartbeat, announcer: Announcer) -> RabbitCustody:
         """Begin to close, and to tell, what the dead leave behind."""
         calls = self._reach()
-        assert self._address is not None
         return RabbitCustody(
             heartbeat=heartbeat,
-            address=self._address,
+            address=Address(self.app.connection_for_read(), TIMEOUT),
             calls=calls,
             names=self.names,
             settings=self.settings,
@@ -204,9 +202,7 @@ class RabbitBroker:
     def _reach(self) -> RabbitCalls:
         with self._lock:
             if self._calls is None:
-                self._address = Address(self.app.connection_for_read(), TIMEOUT)
-                name = f"heartbeat calls of {self.node}"
-                self._calls = RabbitCalls(Calls(self._address, name, lambda _line: None))
+                self._calls = calls_of(self.app, f"heartbeat calls of {self.node}")
             return self._calls
 
 
@@ -281,6 +277,17 @@ class _Attached:
             tags = getattr(self.task_consumer, "_active_tags", {})
             self._queues = {each: queue for queue, each in tags.items()}
         return self._queues.get(tag) or str(message.delivery_info.get("routing_key") or "")
+
+
+def calls_of(app: Celery, name: str) -> RabbitCalls:
+    """Make the connection for calls to the broker of an app. Connects to nothing yet.
+
+    Args:
+        app: The app.
+        name: What the connection is called in the broker.
+    """
+    address = Address(app.connection_for_read(), TIMEOUT)
+    return RabbitCalls(Calls(address, name, lambda _line: None))
 
 
 def _drop(*_: Any) -> None:

@@ -97,7 +97,7 @@ class RabbitCustody:
                     extra=_fields(dead),
                 )
                 return
-            why = "it was opened less than five seconds ago"
+            why = "the management API does not know them"
             try:
                 for queue in queues:
                     call = functools.partial(
@@ -170,6 +170,8 @@ class RabbitCustody:
     async def leave(self) -> None:
         """Let go of what has ended. What is given up goes to those who observe."""
         self._forget_ended(stopping=True)
+        with anyio.move_on_after(RETRY, shield=True):
+            await in_thread(self.calls.close, self._threads)
 
     # -- verdicts -----------------------------------------------------------------------------
 
@@ -241,9 +243,10 @@ class RabbitCustody:
             me = self.heartbeat.incarnation
             if owner.node == me.node and owner.number < me.number:
                 return True, False
-            await anyio.sleep(RETRY)
-            if self.heartbeat.is_dead(owner):
-                continue
+            for _ in range(10):
+                await anyio.sleep(RETRY / 10)
+                if self.heartbeat.is_dead(owner):
+                    return True, False
             self.heartbeat.expect([owner])
             if owner not in {view.incarnation for view in self.heartbeat.nodes()}:
                 return True, True

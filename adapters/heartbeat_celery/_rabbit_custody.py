@@ -248,11 +248,11 @@ class RabbitCustody:
                 if self.heartbeat.is_dead(owner):
                     return True, False
             self.heartbeat.expect([owner])
-            if owner not in {view.incarnation for view in self.heartbeat.nodes()}:
-                return True, True
             running = self.names.running(owner)
             if await self._until_done(functools.partial(self.calls.consumers, running)):
                 return False, False
+            if owner not in {view.incarnation for view in self.heartbeat.nodes()}:
+                return True, True
 
     async def _tell(self, record: Record) -> bool:
         times, pause = 1, RETRY

@@ -4,11 +4,12 @@ A record lies in exactly one place: unacknowledged with the worker whose task it
 in the queue of verdicts, or unacknowledged with an observer that is about to tell it.
 """
 
+import json
 from typing import Any
 
 import amqp
 import attrs
-from kombu.utils import json
+from kombu.utils import json as kombu_json
 
 from heartbeat_celery._dead_letters import RECOVERIES
 from heartbeat_celery._rabbit_messages import described
@@ -83,7 +84,11 @@ class Record:
         """Write it down, for the broker to keep."""
         verdict = attrs.asdict(self.verdict, recurse=False)
         verdict["kind"] = self.verdict.kind.value
-        body = json.dumps({"key": self.key, "on_lost": self.on_lost, "verdict": verdict})
+        fields = {"key": self.key, "on_lost": self.on_lost, "verdict": verdict}
+        try:
+            body = json.dumps(fields)
+        except TypeError:
+            body = kombu_json.dumps(fields)  # A date among the headers, say; three times slower.
         return amqp.Message(
             body.encode(), delivery_mode=2, message_id=self.key, content_type="application/json"
         )
@@ -96,7 +101,7 @@ class Record:
             ValueError: It is no record.
         """
         try:
-            fields = json.loads(bytes(body).decode())
+            fields = kombu_json.loads(bytes(body).decode())
             verdict = fields["verdict"]
             record = cls(
                 key=str(fields["key"]),

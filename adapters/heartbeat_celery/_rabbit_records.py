@@ -5,7 +5,7 @@ heartbeat's, right before it acknowledges the message. It is not the consumer's 
 RabbitMQ is short of memory it reads nothing more from a connection that publishes, and so would not
 see its acknowledgements either. The heartbeat's thread consumes that queue and holds the record
 until the task has ended. If the process dies, RabbitMQ puts the record back; the queue lets nothing
-lie (its time to live is 0), so it goes to the queue of verdicts, where the observers are.
+lie, so it goes to the queue of verdicts, where the observers are.
 """
 
 import logging
@@ -27,6 +27,12 @@ logger = logging.getLogger("heartbeat_celery")
 
 MOMENT = 0.05
 """For so many seconds the worker's consumer waits at most while others write."""
+
+LIFE = 1000
+"""So many milliseconds a record may wait until the heartbeat's thread takes it, in a flood, say.
+
+It counts from when the record was sent, so one that was held longer goes to the verdicts at once.
+"""
 
 EXPIRES = 600_000
 """So many milliseconds the queue outlives its worker, which may yet come back."""
@@ -54,7 +60,7 @@ class Records(Holding):
         queue = names.running(me)
         arguments = {
             "x-expires": EXPIRES,
-            "x-message-ttl": 0,
+            "x-message-ttl": LIFE,
             "x-dead-letter-exchange": "",
             "x-dead-letter-routing-key": names.verdicts(me.node),
             **NEVER,
@@ -65,6 +71,8 @@ class Records(Holding):
         self._running = running
         self._line: Line | None = None
         self._held: dict[str, int] = {}
+
+    gather = 0.02
 
     def begin(self, line: Line) -> None:
         """Begin to take records, once it is sure that they cannot be lost."""
@@ -78,11 +86,11 @@ class Records(Holding):
         self._line = line
 
     def end(self, line: Line) -> None:
-        """Leave no queue behind when there is nothing in it."""
+        """Leave no queue behind if nothing runs any more; what is in it then has ended."""
         with self.writing:
             self._line = None
         super().end(line)
-        if not self._held:
+        if not self._running.incarnations():
             line.channel.queue_delete(queue=self._queue)
 
     def keep(self, record: Record) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 import click
+import redis  # noqa: F401 - if it is missing, this says so, and Kombu would not
 from celery import bootsteps
 from kombu.transport import pyamqp
 from kombu.transport import redis as stock

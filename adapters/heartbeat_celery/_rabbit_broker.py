@@ -78,6 +78,7 @@ class RabbitBroker:
     records: Records | None = attrs.field(default=None, init=False)
     incarnation: Incarnation | None = attrs.field(default=None, init=False)
     _management: Management | None = attrs.field(default=None, init=False)
+    _heartbeat: Heartbeat | None = attrs.field(default=None, init=False)
     _calls: RabbitCalls | None = attrs.field(default=None, init=False)
     _attachments: Any = attrs.field(factory=itertools.count, init=False)
     _keeps_records: bool = attrs.field(default=True, init=False)
@@ -119,6 +120,7 @@ class RabbitBroker:
 
     def custody(self, heartbeat: Heartbeat, announcer: Announcer) -> RabbitCustody:
         """Begin to close, and to tell, what the dead leave behind."""
+        self._heartbeat = heartbeat
         calls = self._reach()
         return RabbitCustody(
             heartbeat=heartbeat,
@@ -141,9 +143,14 @@ class RabbitBroker:
         Raises:
             Exception: One of the connection's own errors.
         """
-        if self.incarnation is not None:
-            self._mark(consumer, self.incarnation)
         _Attached(self, consumer.task_consumer, str(next(self._attachments))).watch(consumer)
+
+    @property
+    def me(self) -> Incarnation | None:
+        """Which life of the worker this is, or is about to be, if that is known yet."""
+        if self.incarnation is None and self._heartbeat is not None:
+            return self._heartbeat.incarnation
+        return self.incarnation
 
     def keep(self, early: Any, message: Any, key: str, queue: str) -> None:
         """Keep a record of a task that runs, before its message is acknowledged."""
@@ -180,25 +187,6 @@ class RabbitBroker:
     def _keep_at(self, records: Records | None) -> None:
         self.records = records
 
-    def _mark(self, consumer: Any, me: Incarnation) -> None:
-        """Consume what tells others whose connection this is."""
-        queue = self.names.holds(me)
-        try:
-            channel = consumer.connection.channel()
-            channel.queue_declare(
-                queue=queue, durable=True, auto_delete=False, arguments={"x-expires": EXPIRES}
-            )
-            # Whoever deletes the queue shall not disturb the worker.
-            channel.basic_consume(queue=queue, callback=_drop, on_cancel=_drop)
-        except amqp.ChannelError as exc:
-            logger.error(
-                "heartbeat: nobody can bring back what %s holds if it is stopped or cut off, "
-                "since RabbitMQ does not let it consume %s: %s",
-                self.node,
-                queue,
-                exc,
-            )
-
     def _reach(self) -> RabbitCalls:
         with self._lock:
             if self._calls is None:
@@ -216,19 +204,50 @@ class _Attached:
     broker: RabbitBroker
     task_consumer: Any
     number: str
+    errors: tuple[type[Exception], ...] = ()
     _early: dict[int, Any] = attrs.field(factory=dict, init=False)
     _queues: dict[str, str] = attrs.field(factory=dict, init=False)
     _poison: Poison = attrs.field(init=False)
+    _mark: Any = attrs.field(default=None, init=False)
+    _marked: Incarnation | None = attrs.field(default=None, init=False)
 
     def watch(self, consumer: Any) -> None:
         """Look at each message before the worker does, and at each answer to it."""
         self._poison = self.broker.poison()
+        self.errors = consumer.connection_errors
+        me = self.broker.me
+        if me is not None:
+            self._mark_first(consumer, me)
         stock = getattr(consumer, "heartbeat_stock_handler", None) or consumer.create_task_handler
         consumer.heartbeat_stock_handler = stock
         consumer.create_task_handler = functools.partial(self._handler, stock)
         channel = self.task_consumer.channel
         channel.basic_ack = functools.partial(self._ack, channel.basic_ack)
         channel.basic_reject = functools.partial(self._reject, channel.basic_reject)
+
+    def _mark_first(self, consumer: Any, me: Incarnation) -> None:
+        """Consume what tells others whose connection this is."""
+        channel = consumer.connection.channel()
+        queue = self.broker.names.holds(me)
+        try:
+            _consume(channel, queue, nowait=False)
+        except amqp.ChannelError as exc:
+            logger.error(
+                "heartbeat: nobody can bring back what %s holds if it is stopped or cut off, "
+                "since RabbitMQ does not let it consume %s: %s",
+                me,
+                queue,
+                exc,
+            )
+        else:
+            self._mark, self._marked = channel, me
+
+    def _mark_anew(self, me: Incarnation) -> None:
+        """The same as somebody else, without waiting; what is taken from now on is theirs."""
+        former, self._marked = self._marked, me
+        _consume(self._mark, self.broker.names.holds(me), nowait=True)
+        if former is not None:
+            self._mark.basic_cancel(self.broker.names.holds(former), nowait=True)
 
     def _handler(self, stock: Any, *args: Any, **kwargs: Any) -> Any:
         handle = stock(*args, **kwargs)
@@ -242,13 +261,17 @@ class _Attached:
 
     def _is_out_of_the_way(self, message: Any) -> bool:
         try:
+            me = self.broker.me
+            if me is not self._marked and self._mark is not None and me != self._marked:
+                assert me is not None
+                self._mark_anew(me)
             headers = message.headers
             if "x-delivery-count" in headers and self._poison.take(message, self._queue(message)):
                 return True
             task = self.broker.app.tasks.get(headers.get("task"))
             if task is not None and not task.acks_late:
                 self._early[message.delivery_tag] = message
-        except self.task_consumer.connection_errors:
+        except self.errors:
             raise
         except Exception:
             logger.exception("heartbeat: a message could not be looked at; the worker takes it")
@@ -288,6 +311,20 @@ def calls_of(app: Celery, name: str) -> RabbitCalls:
     """
     address = Address(app.connection_for_read(), TIMEOUT)
     return RabbitCalls(Calls(address, name, lambda _line: None))
+
+
+def _consume(channel: Any, queue: str, *, nowait: bool) -> None:
+    channel.queue_declare(
+        queue=queue,
+        durable=True,
+        auto_delete=False,
+        arguments={"x-expires": EXPIRES},
+        nowait=nowait,
+    )
+    # Whoever deletes the queue shall not disturb the worker.
+    channel.basic_consume(
+        queue=queue, consumer_tag=queue, callback=_drop, on_cancel=_drop, nowait=nowait
+    )
 
 
 def _drop(*_: Any) -> None:

@@ -138,12 +138,18 @@ def test_what_a_stopped_worker_holds_runs_elsewhere(fleet: RabbitFleet) -> None:
     stopped.kill_group(signal.SIGSTOP)
     began = time.monotonic()
     wait_for(lambda: len(fleet.by_number("start")[0]) == 2, "it runs elsewhere")
-    print(f"elsewhere after {time.monotonic() - began:.2f} s")
     wait_for(lambda: other.lines("2 connections of"), "it says so")
     stopped.kill_group(signal.SIGCONT)
     wait_for(lambda: fleet.told("fenced"), "it knows")
     fleet.send("sleep", 4, 0.5, first=1)
     wait_for(lambda: fleet.by_number("end").keys() == set(range(5)), "all ran")
+    (alive,) = [
+        each["incarnation"]
+        for each in fleet.told("node_alive")
+        if each["node"] == f"{stopped.name}@here" and each["cause"] == "larger incarnation"
+    ]
+    holds = f"heartbeat.fleet:holds:{stopped.name}@here#{alive}"
+    wait_for(lambda: fleet.held(holds) == (0, 1), "its new life can be robbed, too")
     assert fleet.stop(other) == 0
     assert fleet.stop(stopped) == 0
 

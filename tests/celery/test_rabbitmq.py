@@ -136,7 +136,6 @@ def test_what_a_stopped_worker_holds_runs_elsewhere(fleet: RabbitFleet) -> None:
     stopped = fleet.wait_running(0)
     other = second if stopped is first else first
     stopped.kill_group(signal.SIGSTOP)
-    began = time.monotonic()
     wait_for(lambda: len(fleet.by_number("start")[0]) == 2, "it runs elsewhere")
     wait_for(lambda: other.lines("2 connections of"), "it says so")
     stopped.kill_group(signal.SIGCONT)

@@ -1,6 +1,8 @@
 """Real servers for the tests: private, on free loopback ports, ended by process id."""
 
+import base64
 import contextlib
+import json
 import os
 import pathlib
 import shutil
@@ -8,6 +10,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.request
 from collections.abc import Sequence
 
 import attrs
@@ -244,11 +247,13 @@ class RabbitServer:
     Attributes:
         folder: Where it may put its files.
         settings: Lines of its configuration file, such as ``"heartbeat = 10"``.
+        management_port: Where its management API listens.
     """
 
     folder: pathlib.Path
     settings: Sequence[str] = ()
     port: int = attrs.field(factory=free_port)
+    management_port: int = attrs.field(factory=free_port)
     _dist_port: int = attrs.field(factory=free_port, init=False)
     _process: "subprocess.Popen[bytes] | None" = attrs.field(default=None, init=False)
 
@@ -256,6 +261,11 @@ class RabbitServer:
     def url(self) -> str:
         """Where it listens."""
         return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
+    @property
+    def management_url(self) -> str:
+        """Where its management API is."""
+        return f"http://guest:guest@127.0.0.1:{self.management_port}"
 
     def start(self, timeout: float = 60) -> None:
         """Start it, and wait until it listens.
@@ -265,8 +275,12 @@ class RabbitServer:
         """
         if shutil.which("rabbitmq-server") is None:
             raise ServerError("rabbitmq-server is not installed")
-        (self.folder / "enabled_plugins").write_text("[].")
-        (self.folder / "rabbitmq.conf").write_text("\n".join([*self.settings, ""]))
+        (self.folder / "enabled_plugins").write_text("[rabbitmq_management].")
+        management = [
+            "management.tcp.ip = 127.0.0.1",
+            f"management.tcp.port = {self.management_port}",
+        ]
+        (self.folder / "rabbitmq.conf").write_text("\n".join([*self.settings, *management, ""]))
         log = self.folder / "start.log"
         with log.open("wb") as out:
             self._process = subprocess.Popen(
@@ -312,6 +326,35 @@ class RabbitServer:
             text=True,
         )
         return result.stdout
+
+    def virtual_host(self, name: str) -> str:
+        """Make an empty virtual host; give the URL of it."""
+        self.manage("PUT", f"vhosts/{name}")
+        self.allow("guest", name, ".*")
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/{name}"
+
+    def user(self, name: str, virtual_host: str, allowed: str) -> None:
+        """Make a user, whose password is the name, with permissions for some names."""
+        self.manage("PUT", f"users/{name}", password=name, tags="")
+        self.allow(name, virtual_host, allowed)
+
+    def allow(self, user: str, virtual_host: str, allowed: str) -> None:
+        """Give a user permissions for some names."""
+        path = f"permissions/{virtual_host}/{user}"
+        self.manage("PUT", path, configure=allowed, write=allowed, read=allowed)
+
+    def manage(self, method: str, path: str, **fields: str) -> None:
+        """Ask the management API for something."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.management_port}/api/{path}",
+            data=json.dumps(fields).encode(),
+            method=method,
+            headers={
+                "Content-Type": "application/json",
+                "Authorization": "Basic " + base64.b64encode(b"guest:guest").decode(),
+            },
+        )
+        urllib.request.urlopen(request, timeout=10).close()
 
     def _environ(self) -> dict[str, str]:
         return {

@@ -26,6 +26,9 @@ from heartbeat_celery._commands.watch import watch as watch_fleet
 from heartbeat_celery._dead_letters import DeadLetter, DeadLetters
 from heartbeat_celery._events import EventsTransport
 from heartbeat_celery._probe import main as probe_main
+from heartbeat_celery._rabbit_broker import calls_of
+from heartbeat_celery._rabbit_dead_letters import RabbitDeadLetters
+from heartbeat_celery._rabbit_names import Names
 from heartbeat_celery._redis_broker import pool_and_keys
 from heartbeat_celery._settings import ADAPTER_SETTINGS, namespace_of, probe_dir_of, shards_of
 from heartbeat_celery._threads import RETRY
@@ -52,7 +55,7 @@ as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSO
 events_option = click.option(
     "--events",
     is_flag=True,
-    help="Hear the workers' own events, for workers without heartbeat-core, and on RabbitMQ.",
+    help="Hear the workers' own events, for workers without heartbeat-core, and on other brokers.",
 )
 
 
@@ -219,6 +222,8 @@ def _fleet(app: Celery, connect: Connect, *, shards: int | None = None) -> Fleet
 def _fleet_to_watch(app: Celery, *, events: bool) -> Fleet:
     if events:
         return _fleet(app, lambda each: EventsTransport(app, namespace=each), shards=1)
+    if _is(app, pyamqp.Transport):
+        return _fleet(app, _over_kombu(app))
     _must_be_redis(app, "try --events")
     return _fleet(app, _over_redis(app))
 
@@ -251,15 +256,22 @@ def _nowhere(namespace: str) -> NoReturn:
     raise TransportError(f"{namespace} has no broker yet")
 
 
-def _dead_letters(app: Celery) -> DeadLetters:
+def _dead_letters(app: Celery) -> DeadLetters | RabbitDeadLetters:
+    namespace = namespace_of(app.conf, os.environ, app.main)
+    if _is(app, pyamqp.Transport):
+        calls = calls_of(app, "heartbeat dead letters")
+        click.get_current_context().call_on_close(calls.close)
+        return RabbitDeadLetters(calls, Names(namespace, 1).dead_letters)
     _must_be_redis(app, "there are no dead letters elsewhere")
-    pool, keys = pool_and_keys(app, namespace_of(app.conf, os.environ, app.main))
+    pool, keys = pool_and_keys(app, namespace)
     return DeadLetters(redis.Redis(connection_pool=pool), keys)
 
 
 def _must_be_redis(app: Celery, otherwise: str) -> None:
     if not _is(app, kombu_redis.Transport):
-        raise SettingsError(f"the broker of {app.main} is not Redis or Valkey: {otherwise}")
+        raise SettingsError(
+            f"the broker of {app.main} is not Redis, Valkey or RabbitMQ: {otherwise}"
+        )
 
 
 def _is(app: Celery, kind: type) -> bool:

@@ -49,7 +49,7 @@ class DeadLetter:
         owner: The incarnation that held it last.
         at: When it was put here, in seconds since the epoch.
         message: As Kombu wrote it, with all its headers.
-        item: What stands in the list.
+        item: What stands in the list; empty where it is no list.
     """
 
     task_id: str
@@ -71,6 +71,18 @@ class DeadLetter:
         """
         try:
             message = json.loads(item)
+        except TypeError as exc:
+            raise ValueError(f"no dead letter: {exc!r}") from exc
+        return cls.of(message, item)
+
+    @classmethod
+    def of(cls, message: Any, item: bytes) -> "DeadLetter":
+        """Read a message that is one.
+
+        Raises:
+            ValueError: It is none.
+        """
+        try:
             headers = message["headers"]
             why = headers[DEAD_LETTER]
             return cls(

@@ -23,6 +23,7 @@ from heartbeat_celery._redis_custody import RedisCustody
 from heartbeat_celery._running import Running, keep_what_runs, runs_on
 from heartbeat_celery._scripts import execute
 from heartbeat_celery._settings import RecoverySettings
+from heartbeat_celery._telling import Telling
 from heartbeat_celery._verdicts import Verdicts
 from heartbeat_core import Heartbeat, Incarnation, shard_of
 from heartbeat_redis import RedisTransport
@@ -147,12 +148,15 @@ class RedisBroker:
         assert self.claims is not None
         client, keys = self.claims.client, self.claims.keys
         verdicts = Verdicts(client, keys)
+        telling = Telling(self.app, in_worker)
         return RedisCustody(
             heartbeat=heartbeat,
             claims=self.claims,
             running=self.running,
             recovery=Recovery(client, keys, self.settings),
-            delivery=Delivery(self.app, verdicts, lambda: heartbeat.incarnation, in_worker),
+            delivery=Delivery(
+                Telling(self.app, in_worker), verdicts, lambda: heartbeat.incarnation
+            ),
             announcer=announcer,
             shard=self._shard,
             transport_for=self.transport_for,

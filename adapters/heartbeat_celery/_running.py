@@ -135,6 +135,10 @@ class Running:
             if incarnation == me and request in state.active_requests
         ]
 
+    def has(self, tag: str) -> bool:
+        """Tell whether a task is known to run, or was so a moment ago."""
+        return tag in self._tasks
+
     def ended(self, *, stopping: bool = False) -> dict[Incarnation, list[str]]:
         """Give the tags of those that have ended, for :meth:`forget`.
 

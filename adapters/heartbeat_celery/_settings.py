@@ -12,6 +12,7 @@ __all__ = (
     "ADAPTER_SETTINGS",
     "ON_LOST_OF_TASKS",
     "RecoverySettings",
+    "management_url_of",
     "namespace_of",
     "probe_dir_of",
     "restarts_on_stall",
@@ -19,6 +20,7 @@ __all__ = (
 )
 
 ADAPTER_SETTINGS = (
+    "management_url",
     "max_recoveries",
     "namespace",
     "on_fenced",
@@ -116,6 +118,12 @@ def probe_dir_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> str | N
     if not isinstance(folder, str | pathlib.PurePath) or not pathlib.Path(folder).is_absolute():
         raise SettingsError(f"heartbeat_probe_dir ({str(folder)!r}) must be an absolute path")
     return str(folder)
+
+
+def management_url_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
+    """Give the URL of RabbitMQ's management API; ``None`` if it is not set anywhere."""
+    url = _setting("management_url", conf, environ)
+    return None if url is None else str(url)
 
 
 def shards_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> int:

@@ -7,18 +7,21 @@ from typing import Any
 
 import attrs
 import click
-import redis
 from celery import Celery, bootsteps
+from kombu.transport import pyamqp
 from kombu.transport import redis as stock
 
 from heartbeat_celery._agent import Agent
 from heartbeat_celery._fencing import ask_before_each
 from heartbeat_celery._kombu import ALIASES, SentinelTransport, Transport
+from heartbeat_celery._rabbit_broker import RabbitBroker
+from heartbeat_celery._rabbit_names import Names
 from heartbeat_celery._redis_broker import RedisBroker
 from heartbeat_celery._scheduler import Scheduler
 from heartbeat_celery._settings import (
     ADAPTER_SETTINGS,
     RecoverySettings,
+    management_url_of,
     namespace_of,
     probe_dir_of,
     restarts_on_stall,
@@ -80,7 +83,7 @@ class ConsumerStep(bootsteps.StartStopStep):
             return
         try:
             agent.attach(consumer)
-        except redis.ConnectionError:
+        except consumer.connection_errors:
             raise  # The worker's own connection is gone: its affair, and it connects again.
         except Exception:
             logger.exception("heartbeat: %s works without claims", agent.node)
@@ -112,7 +115,7 @@ def agent_for_scheduler(app: Celery, role: Scheduler) -> Agent | None:
         SettingsError: A setting is wrong.
     """
     settings = Settings.load(app.conf, os.environ, known=ADAPTER_SETTINGS)
-    broker = _broker_for(app) if settings.enabled else None
+    broker = _broker_for(app, role.node) if settings.enabled else None
     return Agent(app, role.node, settings, broker, role) if broker is not None else None
 
 
@@ -120,12 +123,16 @@ def _agent_for(worker: Any, given: dict[str, Any]) -> Agent | None:
     """Set up the agent of a worker; ``None`` if it is switched off or cannot work here."""
     app, node = worker.app, worker.hostname
     settings = Settings.load(app.conf, os.environ, known=ADAPTER_SETTINGS, **given)
-    broker = _broker_for(app) if settings.enabled else None
+    broker = _broker_for(app, node) if settings.enabled else None
     if broker is None:
         return None
     restarts = restarts_on_stall(app.conf, os.environ)
     stalls = Stalls(worker, broker, node, patience_for(settings.expire), restarts)
-    app.conf.broker_transport = ALIASES[_ours(app)]
+    if isinstance(broker, RabbitBroker):
+        broker.say_what_is_missing()
+    else:
+        transport = app.connection_for_read().get_transport_cls()
+        app.conf.broker_transport = ALIASES[_OURS.get(transport, transport)]
     # The name of a scheduler that is embedded in this worker.
     app.heartbeat_worker = node
     gate = broker.fencing.gate
@@ -133,7 +140,7 @@ def _agent_for(worker: Any, given: dict[str, Any]) -> Agent | None:
     gate.guard(app)
     sign_writer = SignWriter(
         node=node,
-        namespace=broker.namespace,
+        namespace=namespace_of(app.conf, os.environ, app.main),
         settings=settings,
         parent=probe_dir_of(app.conf, os.environ),
         stalled=stalls.is_stalled,
@@ -141,29 +148,29 @@ def _agent_for(worker: Any, given: dict[str, Any]) -> Agent | None:
     return Agent(app, node, settings, broker, stalls, gate, sign_writer)
 
 
-def _ours(app: Celery) -> Any:
-    """Give our kind of the transport of an app; ``None`` if there is none."""
-    transport = app.connection_for_read().get_transport_cls()
-    return next((ours for kind, ours in _OURS.items() if transport in (kind, ours)), None)
-
-
-def _broker_for(app: Celery) -> RedisBroker | None:
+def _broker_for(app: Celery, node: str) -> RedisBroker | RabbitBroker | None:
     """Set up the broker of an app; ``None``, and one line in the log, if it is not supported."""
-    if _ours(app) is None:
-        transport = app.connection_for_read().get_transport_cls()
-        logger.warning(
-            "heartbeat: off, since it does not support the broker transport %s.%s: it works "
-            "with redis://, rediss:// and sentinel://. The worker goes on without it",
-            transport.__module__,
-            transport.__qualname__,
+    transport = app.connection_for_read().get_transport_cls()
+    namespace = namespace_of(app.conf, os.environ, app.main)
+    shards = shards_of(app.conf, os.environ)
+    settings = RecoverySettings.load(app.conf, os.environ)
+    if any(transport in pair for pair in _OURS.items()):
+        return RedisBroker(app, namespace=namespace, shards=shards, settings=settings)
+    if issubclass(transport, pyamqp.Transport):
+        return RabbitBroker(
+            app,
+            names=Names(namespace, shards),
+            node=node,
+            settings=settings,
+            management_url=management_url_of(app.conf, os.environ),
         )
-        return None
-    return RedisBroker(
-        app,
-        namespace=namespace_of(app.conf, os.environ, app.main),
-        shards=shards_of(app.conf, os.environ),
-        settings=RecoverySettings.load(app.conf, os.environ),
+    logger.warning(
+        "heartbeat: off, since it does not support the broker transport %s.%s: it works with "
+        "redis://, rediss://, sentinel://, amqp:// and amqps://. The worker goes on without it",
+        transport.__module__,
+        transport.__qualname__,
     )
+    return None
 
 
 def _stop_last(worker: Any, agent: Agent) -> None:

@@ -53,7 +53,7 @@ class Verdict:
 
     Attributes:
         kind: What became of it.
-        node: The worker that held it last.
+        node: The worker that held it last; empty if nobody knows.
         incarnation: The number of that worker's life.
         left: Whether that worker stopped, instead of dying.
         queue: Where its message came from.
@@ -90,6 +90,11 @@ class Verdict:
             return (
                 f"heartbeat: worker {life} {went} while it ran this task, which had been "
                 "acknowledged before and so is not run again"
+            )
+        if not self.node:
+            return (
+                f"heartbeat: this task's message came back {self.recoveries} times from who held "
+                f"it; it is in the dead-letter queue {self.dead_letters}"
             )
         owners = "1 owner" if self.recoveries == 1 else f"{self.recoveries} owners"
         return (

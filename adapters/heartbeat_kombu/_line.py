@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 import amqp.exceptions
+import amqp.spec
 import kombu
 import kombu.exceptions
 from kombu.transport.virtual import NotEquivalentError
@@ -156,14 +157,17 @@ class Line:
 
     Attributes:
         blocked: Whether the broker has said that it takes no messages now.
+        bears_blocking: Whether it is read on while the broker takes no messages, without an error.
     """
 
     def __init__(
         self, connection: Any, timeout: float, errors: tuple[type[Exception], ...]
     ) -> None:
         self.blocked = False
+        self.bears_blocking = False
         self._errors = errors
         self._waiting = selectors.DefaultSelector()
+        self._room = selectors.DefaultSelector()
         self._transport: Any = connection.transport
         self._link: Any = None
         self._wire: Any = None
@@ -177,6 +181,7 @@ class Line:
                 # From here on no read and no write takes longer.
                 self._wire.sock.settimeout(timeout)
                 self._waiting.register(self._wire.sock, selectors.EVENT_READ)
+                self._room.register(self._wire.sock, selectors.EVENT_WRITE)
                 self._read_ahead()
             _open.add(self)
         except BaseException:
@@ -186,6 +191,11 @@ class Line:
     @functools.cached_property
     def channel(self) -> Any:
         """The channel on which messages are sent, and whatever else."""
+        return self.new_channel()
+
+    @functools.cached_property
+    def posting(self) -> Any:
+        """The channel on which :meth:`post` sends; open it before others read or write."""
         return self.new_channel()
 
     def new_channel(self) -> Any:
@@ -282,6 +292,22 @@ class Line:
             # would complain of each message.
             self.fanout(exchange)
 
+    def takes_more(self) -> bool:
+        """Tell whether a message can be written without waiting, on AMQP."""
+        return not self.blocked and bool(self._room.select(0))
+
+    def post(self, queue: str, message: Any) -> None:
+        """Send to a queue, on AMQP, without looking what the broker has to say.
+
+        Args:
+            queue: The name of the queue.
+            message: One of the driver's.
+        """
+        # Its own basic_publish would read, in this thread, what the thread that reads waits for.
+        self.posting.send_method(
+            amqp.spec.Basic.Publish, "Bssbb", (0, "", queue, False, False), message
+        )
+
     def take(self, longest: float) -> bool:
         """Hand on what arrives next; wait up to so many seconds. Tell whether something came."""
         if self._wire is None:
@@ -346,6 +372,7 @@ class Line:
         """Close the connection without a word."""
         _open.discard(self)
         self._waiting.close()
+        self._room.close()
         if self._wire is not None:
             self.interrupt()
             self._close_copy()
@@ -363,7 +390,8 @@ class Line:
 
     def _block(self, _reason: str) -> None:
         self.blocked = True
-        raise BlockedError(BLOCKED)
+        if not self.bears_blocking:
+            raise BlockedError(BLOCKED)
 
     def _unblock(self) -> None:
         self.blocked = False

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -26,6 +26,9 @@ T = TypeVar("T")
 
 LONGEST_WAIT = 5.0
 """So long a thread waits at most that nobody asks for any more."""
+
+AT_ONCE = 4096
+"""So many nudges are answered by one reaction."""
 
 LEAVE = GOODBYE + 0.5
 """For so many seconds whoever leaves waits until the broker knows."""
@@ -96,9 +99,11 @@ class Reader:
     Attributes:
         gather: For so many seconds what has arrived waits for more, so that a flood of messages
             costs few changes of threads.
+        writing: Held while something is written, for those in whose connection others write too.
     """
 
     gather = 0.0
+    writing: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 
     def __init__(self, broker: Broker, name: str, heartbeat: float, mailbox: Mailbox[T]) -> None:
         self._broker = broker
@@ -108,6 +113,8 @@ class Reader:
         self._opened: Future[None] = Future()
         self._closed = False
         self._wake, self._woken = socket.socketpair()
+        self._woken.setblocking(False)
+        self._wake.setblocking(False)
         self._thread = threading.Thread(target=self._run, name="heartbeat-kombu", daemon=True)
 
     # What to do, all in the thread.
@@ -117,13 +124,18 @@ class Reader:
         raise NotImplementedError
 
     def react(self, line: Line) -> None:
-        """Called after something has arrived."""
+        """Called after something has arrived, and when :meth:`nudge` asks for it."""
 
     def tick(self, line: Line) -> None:
         """Called a few times in an interval of the heartbeats."""
 
     def end(self, line: Line) -> None:
         """Called before the connection is closed, unless it broke."""
+
+    def nudge(self) -> None:
+        """Have :meth:`react` called soon. Any thread may call."""
+        with contextlib.suppress(OSError):
+            self._wake.send(b".")
 
     @property
     def alive(self) -> bool:
@@ -143,8 +155,7 @@ class Reader:
         """Let the thread take leave of the broker. Does not wait for it. May be called twice."""
         self._closed = True
         self._mailbox.close(TransportError("the connection was closed"))
-        with contextlib.suppress(OSError):
-            self._wake.send(b".")
+        self.nudge()
 
     async def aclose(self) -> None:
         """Close it, and wait until the broker knows, but never long."""
@@ -187,7 +198,7 @@ class Reader:
         gap = self._heartbeat / 4
         next_tick = time.monotonic() + gap
         while not self._closed:
-            if line.take(max(0, next_tick - time.monotonic())):
+            if line.take(max(0, next_tick - time.monotonic())) or self._was_nudged():
                 until = time.monotonic() + self.gather
                 while (left := until - time.monotonic()) > 0 and not self._closed:
                     line.take(left)
@@ -195,7 +206,14 @@ class Reader:
                 self._mailbox.tell()
             if time.monotonic() >= next_tick:
                 next_tick = time.monotonic() + gap
-                with no_fork():
+                with no_fork(), self.writing:
                     line.beat()
+                with no_fork():
                     self.tick(line)
                 self._mailbox.tell()
+
+    def _was_nudged(self) -> bool:
+        try:
+            return bool(self._woken.recv(AT_ONCE))
+        except OSError:
+            return False

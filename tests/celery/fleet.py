@@ -182,7 +182,8 @@ class Fleet:
         """Give an app that sends to the workers."""
         import celery
 
-        backend = self.url if self.url.startswith("redis") else None
+        where = self.records_url or self.url
+        backend = where if where.startswith("redis") else None
         app = celery.Celery("fleet", broker=self.url, backend=backend)
         app.conf.update(self.conf)
         return app

@@ -14,7 +14,9 @@ import heartbeat_celery
 BROKER = os.environ["FLEET_BROKER"]
 RECORDS = os.environ.get("FLEET_RECORDS") or BROKER
 
-app = celery.Celery("fleet", broker=BROKER, backend=BROKER if BROKER.startswith("redis") else None)
+app = celery.Celery(
+    "fleet", broker=BROKER, backend=RECORDS if RECORDS.startswith("redis") else None
+)
 app.conf.update(
     task_acks_late=True, broker_connection_retry_on_startup=True, worker_prefetch_multiplier=1
 )

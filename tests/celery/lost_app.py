@@ -27,7 +27,7 @@ def poison(self: celery.Task, number: int) -> None:
 
 
 @app.task(bind=True, acks_late=False)
-def early(self: celery.Task, number: int, seconds: float) -> int:
+def early(self: celery.Task, number: int, seconds: float, _filler: str = "") -> int:
     """Be acknowledged before it runs."""
     _note("start", self, number)
     time.sleep(seconds)

@@ -205,7 +205,7 @@ def test_dead_letters_are_deleted_only_if_one_says_so(fleet: Fleet) -> None:
     ("broker", "code", "said"),
     [
         ("redis://user:secret@127.0.0.1:1/0", 3, "cannot be reached"),
-        ("memory://", 2, "is not Redis or Valkey: try --events"),
+        ("memory://", 2, "is not Redis, Valkey or RabbitMQ: try --events"),
     ],
 )
 def test_what_is_wrong_is_one_line(fleet: Fleet, broker: str, code: int, said: str) -> None:

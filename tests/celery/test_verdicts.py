@@ -15,9 +15,10 @@ from celery.exceptions import WorkerLostError
 from kombu import serialization
 
 from heartbeat_celery import signals
-from heartbeat_celery._delivery import MOST_TRIALS, Delivery
+from heartbeat_celery._delivery import Delivery
 from heartbeat_celery._keys import Keys
 from heartbeat_celery._results import Results
+from heartbeat_celery._telling import MOST_TRIALS, Telling
 from heartbeat_celery._verdicts import Kind, Verdict, Verdicts
 from heartbeat_core import Incarnation
 
@@ -66,7 +67,7 @@ class Court:
 
     def deliver(self) -> bool:
         """Tell what there is to tell; tell whether nothing stood in the way."""
-        delivery = Delivery(self.app, Verdicts(self.client, self.keys), lambda: ME)
+        delivery = Delivery(Telling(self.app), Verdicts(self.client, self.keys), lambda: ME)
         return anyio.run(delivery.deliver)
 
     def left(self) -> int:
@@ -228,7 +229,7 @@ def test_a_backend_that_fails_is_no_trial(
     """While nothing can be stored a verdict waits, as often as need be, and then is told whole."""
     message = court.message(link_error=court.app.signature("call"))
     court.post(message)
-    delivery = Delivery(court.app, Verdicts(court.client, court.keys), lambda: ME)
+    delivery = Delivery(Telling(court.app), Verdicts(court.client, court.keys), lambda: ME)
     backend = type(court.app.backend)
     store = backend.store_result
 
@@ -328,7 +329,7 @@ def test_who_was_robbed_of_a_verdict_tells_nothing(
     court.post(message)
     verdicts = Verdicts(court.client, court.keys)
     _at(monkeypatch, Verdicts, "holds", lambda: verdicts.recover(ME))
-    delivery = Delivery(court.app, verdicts, lambda: ME)
+    delivery = Delivery(Telling(court.app), verdicts, lambda: ME)
 
     async def once() -> None:
         taken = verdicts.take(ME)

@@ -272,16 +272,6 @@ def test_on_another_kind_of_broker_the_worker_goes_on(tmp_path: pathlib.Path) ->
         assert not worker.lines("Traceback")
 
 
-def test_on_rabbitmq_the_worker_goes_on(rabbitmq: Any, tmp_path: pathlib.Path) -> None:
-    """On RabbitMQ, which brings back what the dead held by itself, the worker works as ever."""
-    with Fleet(rabbitmq.url, tmp_path) as fleet:
-        worker = fleet.start("alone", pool="solo")
-        fleet.wait_ready(worker)
-        assert len(worker.lines("does not support the broker transport")) == 1
-        assert fleet.stop(worker) == 0
-        assert not worker.lines("Traceback")
-
-
 def test_a_broker_that_is_away_at_first_is_waited_for(
     valkey_private: Any, tmp_path: pathlib.Path
 ) -> None:

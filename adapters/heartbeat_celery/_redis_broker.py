@@ -154,9 +154,7 @@ class RedisBroker:
             claims=self.claims,
             running=self.running,
             recovery=Recovery(client, keys, self.settings),
-            delivery=Delivery(
-                Telling(self.app, in_worker), verdicts, lambda: heartbeat.incarnation
-            ),
+            delivery=Delivery(telling, verdicts, lambda: heartbeat.incarnation),
             announcer=announcer,
             shard=self._shard,
             transport_for=self.transport_for,

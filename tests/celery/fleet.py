@@ -185,7 +185,8 @@ class Fleet:
         where = self.records_url or self.url
         backend = where if where.startswith("redis") else None
         app = celery.Celery("fleet", broker=self.url, backend=backend)
-        app.conf.update(self.conf)
+        # Of results only the workers are told elsewhere.
+        app.conf.update({name: self.conf[name] for name in self.conf.keys() - {"result_backend"}})
         return app
 
     # -- the account --------------------------------------------------------------------------

@@ -171,7 +171,7 @@ def test_a_lost_task_may_be_run_again_or_ignored(fleet: LostFleet, app: celery.C
     """A task says itself what becomes of it; what makes no sense is named, and means failure."""
     first = fleet.start("first", concurrency=4)
     fleet.wait_ready(first)
-    again = sig(app, "again", 1, 3.0).apply_async()
+    again = sig(app, "again", 1, 8.0).apply_async()
     whatever = sig(app, "whatever", 2, 60.0).apply_async()
     undecided = sig(app, "undecided", 3, 60.0).apply_async()
     for number in (1, 2, 3):
@@ -278,6 +278,8 @@ def test_the_revoked_and_the_expired_stay_so(fleet: LostFleet, app: celery.Celer
     victim.kill_group(signal.SIGSTOP)
     other = fleet.start("other")
     fleet.wait_ready(other)
+    # What is broadcast before a worker listens is lost.
+    wait_for(lambda: app.control.ping(["other@here"], timeout=1), "the other listens to orders")
     app.control.revoke(revoked.id)
     wait_for(lambda: other.lines(revoked.id), "the other knows of the revocation")
     time.sleep(6)

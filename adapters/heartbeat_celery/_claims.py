@@ -255,7 +255,7 @@ class Claims:
             recorded the stock way only.
         fenced: Called, from the consumer's thread, when the broker says that this incarnation
             is dead.
-        client: A client that is there though the consumer has lost its connection.
+        client: The consumer's, for what it answers when its channel is closed.
         most: How many messages it may claim at once. One, where a task is run while its message
             is delivered: the others would wait for it, and so would a worker's stop.
         held: The delivery tags that this process was handed and has not let go, with the

@@ -77,7 +77,7 @@ class RedisBroker:
     def connect(self) -> None:
         """Make a pool of connections like those that Kombu makes."""
         pool, keys = pool_and_keys(self.app, self.namespace)
-        self._claims_at(keys).client = redis.Redis(connection_pool=pool)
+        self._claims_at(keys)
         self._pool = pool
 
     def transport_for(self, node: str) -> RedisTransport:
@@ -96,7 +96,7 @@ class RedisBroker:
         """Ask whether an incarnation is fenced. Blocks for a round trip."""
         assert self.claims is not None
         fence = self.claims.keys.fence(incarnation)
-        return bool(execute(self.claims.client, "EXISTS", fence))
+        return bool(execute(redis.Redis(connection_pool=self._pool), "EXISTS", fence))
 
     def fence(self, incarnation: Incarnation) -> None:
         """Let go of what this worker held as an incarnation that was declared dead."""
@@ -146,7 +146,7 @@ class RedisBroker:
     ) -> RedisCustody:
         """Begin to recover what the dead held."""
         assert self.claims is not None
-        client, keys = self.claims.client, self.claims.keys
+        client, keys = redis.Redis(connection_pool=self._pool), self.claims.keys
         verdicts = Verdicts(client, keys)
         telling = Telling(self.app, in_worker)
         return RedisCustody(
@@ -179,6 +179,8 @@ class RedisBroker:
                 claims.settle(client, me)
         # A task that is run while its message is delivered would keep the others waiting.
         claims.most = 1 if isinstance(consumer.pool, solo.TaskPool) else MOST
+        # Its own, not the agent's: greenlets of one thread cannot use the sockets of another's.
+        claims.client = redis.Redis(connection_pool=channel._get_pool())  # noqa: SLF001
         channel.drop = functools.partial(self._drop, channel, consumer.pool)
         channel.runs_on = functools.partial(runs_on, pool=consumer.pool)
         keep_what_runs(consumer.pool)

@@ -156,6 +156,15 @@ class Fleet:
         for worker in workers:
             wait_for(worker.is_ready, f"{worker.name} is ready", 60)
 
+    def wait_listening(self, *workers: Worker) -> None:
+        """Wait until these workers take orders, which may be later than tasks.
+
+        What is broadcast before that is lost.
+        """
+        for worker in workers:
+            ping, name = self.app().control.ping, [f"{worker.name}@here"]
+            wait_for(lambda ping=ping, name=name: ping(name, timeout=1), "it listens to orders")
+
     def stop(self, worker: Worker, number: int = signal.SIGTERM, timeout: float = 30) -> int:
         """End a worker gracefully; give its exit code."""
         worker.process.send_signal(number)

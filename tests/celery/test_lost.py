@@ -278,8 +278,7 @@ def test_the_revoked_and_the_expired_stay_so(fleet: LostFleet, app: celery.Celer
     victim.kill_group(signal.SIGSTOP)
     other = fleet.start("other")
     fleet.wait_ready(other)
-    # What is broadcast before a worker listens is lost.
-    wait_for(lambda: app.control.ping(["other@here"], timeout=1), "the other listens to orders")
+    fleet.wait_listening(other)
     app.control.revoke(revoked.id)
     wait_for(lambda: other.lines(revoked.id), "the other knows of the revocation")
     time.sleep(6)

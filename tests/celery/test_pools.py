@@ -166,8 +166,7 @@ def test_remote_control_changes_no_life(fleet: Fleet, pool: str) -> None:
         (reply,) = command(*args, destination=["steered@here"], reply=True, timeout=20, limit=1)
         assert "ok" in reply["steered@here"], reply
 
-    # What is broadcast before a worker listens is lost, and some listen only after they are ready.
-    wait_for(lambda: app.control.ping(["steered@here"], timeout=1), "it listens to orders")
+    fleet.wait_listening(steered)
     order(app.control.add_consumer, "second")
     for number in range(4):
         app.send_task("sleep", (number, 0.2), queue=["celery", "second"][number % 2])

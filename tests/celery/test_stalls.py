@@ -44,6 +44,7 @@ def test_a_main_loop_that_hangs_is_found_and_reported(fleet: Fleet, hub: str) ->
     """One line says where it stands, the others suspect it, and one line says when it is over."""
     fleet.environ["STALL_HUB"] = hub
     victim, other = fleet.start_all(2)
+    fleet.wait_listening(victim)
     fleet.app().control.broadcast("dawdle", {"seconds": LONG}, destination=[f"{victim.name}@here"])
     wait_for(lambda: victim.lines(BEGINS), "it is reported", 30)
     assert "time.sleep(seconds)" in victim.log.read_text()
@@ -69,6 +70,7 @@ def test_a_worker_whose_main_loop_hangs_begins_anew(fleet: Fleet, pool: str) -> 
     if pool == "prefork":
         fleet.send("sleep", 2, LONG + 10)
         wait_for(lambda: len(fleet.running()) == 2, "it runs two tasks")
+    fleet.wait_listening(worker)
     fleet.app().control.broadcast("hang", {"once": str(flag)})
     wait_for(lambda: worker.lines("is begun anew"), "it is begun anew", 60)
     wait_for(lambda: len(worker.lines(" ready.")) == 2, "it is ready again", 60)

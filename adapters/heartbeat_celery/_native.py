@@ -13,6 +13,7 @@ Without greenlets none of this is needed: then it is a thread like any other.
 import asyncio
 import contextlib
 import functools
+import importlib
 import logging
 import socket
 import sys
@@ -35,6 +36,7 @@ LOGGERS = ("heartbeat_celery", "heartbeat_core", "asyncio")
 """Who logs in the thread."""
 
 LOOK_EVERY = 0.01
+LONGEST_WARM_UP = 5.0
 
 
 def wait_until(what: Callable[[], bool], timeout: float) -> bool:
@@ -83,7 +85,12 @@ class NativeThread:
         bell.setblocking(False)
         self._bell = bell
         threading.Thread(target=self._serve, args=(heard,), daemon=True).start()  # a greenlet
-        start_new_thread(self._run, ())
+        is_warm = native_lock()
+        is_warm.acquire()
+        start_new_thread(self._run, (is_warm.release,))
+        # What is imported, and what eventlet finds out about a thread once, takes locks that both
+        # know: nobody else may want them then.
+        is_warm.acquire(timeout=LONGEST_WARM_UP)
 
     def join(self, timeout: float) -> bool:
         """Wait until it has ended, and tell whether it has."""
@@ -126,7 +133,12 @@ class NativeThread:
 
     # -- in the thread ------------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def _run(self, say_warm: Callable[[], None] | None = None) -> None:
+        if say_warm is not None:
+            with contextlib.suppress(ImportError):  # It is imported later, wherever it is.
+                importlib.import_module("anyio._backends._asyncio")
+            threading.current_thread()
+            say_warm()
         loggers = [logging.getLogger(name) for name in LOGGERS if self._bell is not None]
         self._native_id = threading.get_native_id()
         try:

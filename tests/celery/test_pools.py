@@ -97,9 +97,10 @@ def test_a_long_task_makes_nobody_suspect(fleet: Fleet, task: str) -> None:
     """In no pool does a task of six seconds, computing or waiting, keep a worker from beating."""
     pools = ["prefork", "solo", "threads"]
     pools += [pool for pool in ("gevent", "eventlet") if importlib.util.find_spec(pool)]
-    busy = [fleet.start(pool, "-Q", pool, pool=pool, concurrency=1) for pool in pools]
     observer = fleet.start("observer", "-Q", "nothing", pool="solo")
-    fleet.wait_ready(*busy, observer)
+    fleet.wait_ready(observer)  # first: so many workers have more observers than seats
+    busy = [fleet.start(pool, "-Q", pool, pool=pool, concurrency=1) for pool in pools]
+    fleet.wait_ready(*busy)
     for worker in busy:
         knows(observer, worker)
     for number, pool in enumerate(pools):

@@ -31,6 +31,10 @@ from heartbeat_redis import RedisTransport
 __all__ = ("RedisBroker", "pool_and_keys")
 
 
+CONNECTIONS = 100
+"""So many connections a heartbeat may have at a time; a few are the rule."""
+
+
 class FencedError(redis.ConnectionError):
     """Ends a connection, so that a worker connects again; there is nothing wrong with it."""
 
@@ -180,7 +184,7 @@ class RedisBroker:
         # A task that is run while its message is delivered would keep the others waiting.
         claims.most = 1 if isinstance(consumer.pool, solo.TaskPool) else MOST
         # Its own, not the agent's: greenlets of one thread cannot use the sockets of another's.
-        claims.client = redis.Redis(connection_pool=channel._get_pool())  # noqa: SLF001
+        claims.client = redis.Redis(connection_pool=_pool_of(channel))
         channel.drop = functools.partial(self._drop, channel, consumer.pool)
         channel.runs_on = functools.partial(runs_on, pool=consumer.pool)
         keep_what_runs(consumer.pool)
@@ -235,5 +239,11 @@ def pool_and_keys(app: Celery, namespace: str) -> tuple[redis.ConnectionPool, Ke
     """Ask Kombu how it connects to Redis, and where it keeps what. Blocks."""
     with app.connection_for_read() as connection:
         channel: Any = connection.default_channel
-        pool = channel._get_pool()  # noqa: SLF001 - the one place that knows TLS, Sentinel, ...
-        return pool, Keys.of_channel(channel, namespace)
+        return _pool_of(channel), Keys.of_channel(channel, namespace)
+
+
+def _pool_of(channel: Any) -> redis.ConnectionPool:
+    """Make a pool of connections like Kombu's, but for more at a time: it allows ten."""
+    pool: redis.ConnectionPool = channel._get_pool()  # noqa: SLF001 - it knows TLS, Sentinel, ...
+    pool.max_connections = max(pool.max_connections, CONNECTIONS)
+    return pool

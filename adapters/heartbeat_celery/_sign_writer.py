@@ -12,6 +12,7 @@ from collections.abc import Callable
 import anyio
 import attrs
 
+from heartbeat_celery._native import native_lock
 from heartbeat_celery._processes import began
 from heartbeat_celery._signs import Sign, directory_in, is_over, must_be_private, patiently
 from heartbeat_core import Heartbeat, Settings, in_thread
@@ -48,7 +49,7 @@ class SignWriter:
     parent: str | None = None
     stalled: Callable[[], bool] = never
     _began: str | None = attrs.field(factory=lambda: began(os.getpid()), init=False)
-    _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
+    _lock: threading.Lock = attrs.field(factory=native_lock, init=False)
     _removed: bool = attrs.field(default=False, init=False)
     _swept: bool = attrs.field(default=False, init=False)
     _fails: bool = attrs.field(default=False, init=False)

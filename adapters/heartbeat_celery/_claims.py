@@ -28,6 +28,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
+import redis
 
 from heartbeat_celery._keys import Keys
 from heartbeat_celery._running import Early
@@ -147,7 +148,8 @@ return #taken > 0 and taken
 )
 
 # Shuts an incarnation: what came for it and was not claimed goes back ahead of all others, and
-# nothing more comes.
+# nothing more comes. What removes comes first: a server that is full refuses a script that begins
+# by adding.
 SHUT = Script("""
 local items = {}
 for i = 2, #KEYS, 2 do
@@ -155,8 +157,8 @@ for i = 2, #KEYS, 2 do
   while redis.call('TYPE', moved)['ok'] == 'list' do
     items[#items + 1] = {list, redis.call('LMOVE', moved, list, 'LEFT', 'RIGHT')}
   end
-  redis.call('SET', moved, 'shut', 'EX', ARGV[1])
   redis.call('SREM', KEYS[1], list)
+  redis.call('SET', moved, 'shut', 'EX', ARGV[1])
 end
 return items
 """)
@@ -215,6 +217,12 @@ return answers
 """
 )
 
+# Puts something into a list, where it then stands once.
+SET_ASIDE = Script("""
+redis.call('LREM', KEYS[1], 1, ARGV[1])
+return redis.call('LPUSH', KEYS[1], ARGV[1])
+""")
+
 # Reads messages by their tags: the first, and as many more as are not too much at once.
 READ = Script("""
 local items, size = {}, 0
@@ -254,10 +262,10 @@ return #held
 """
 )
 
-Move = tuple[str | bytes, str, str, str, str]
+Move = tuple[str | bytes, str | bytes, str, str, str]
 """A tag; what is put into a list, and by which command; another list and a verdict, or nothing."""
 
-SCRIPTS = (CLAIM, SHUT, RELEASE, GIVE_BACK, READ, RENEW)
+SCRIPTS = (CLAIM, SHUT, SET_ASIDE, RELEASE, GIVE_BACK, READ, RENEW)
 
 
 @attrs.frozen
@@ -278,8 +286,11 @@ class Popped:
 
     @property
     def tag(self) -> str:
-        """Give the delivery tag of one that is recorded."""
-        return str(json.loads(self.item)["properties"]["delivery_tag"])
+        """Give the delivery tag of one that is recorded; empty if it cannot be read."""
+        try:
+            return str(json.loads(self.item)["properties"]["delivery_tag"])
+        except (ValueError, TypeError, LookupError):
+            return ""
 
 
 @attrs.define
@@ -395,6 +406,19 @@ class Claims:
         push = "LPUSH" if last else "RPUSH"
         move = (tag, message, push, "", "")
         return give_back(client, self.keys, self.held.pop(tag), [move]) == [1]
+
+    def set_aside(self, client: Client, popped: Popped) -> str:
+        """Put what cannot be delivered among the dead letters; tell where it is then."""
+        letters, item = self.keys.dead_letters, popped.item
+        if not popped.recorded:
+            try:
+                SET_ASIDE.run(client, [letters], [item])
+            except redis.ResponseError as exc:
+                return f"nowhere, since it cannot be put into {letters}: {exc}: {item[:1000]!r}"
+            return letters
+        move = (popped.tag, item, "LPUSH", letters, "")
+        moved = give_back(client, self.keys, popped.me, [move]) == [1]
+        return letters if moved else self.keys.unacked
 
     def renew(self, client: Client, me: Incarnation) -> None:
         """Begin the visibility timeout of all that this worker holds anew."""

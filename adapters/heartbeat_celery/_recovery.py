@@ -27,6 +27,13 @@ __all__ = ("Recovered", "Recovery")
 
 logger = logging.getLogger("heartbeat_celery")
 
+# Puts up a fence. What removes comes first: a server that is full refuses a script that begins by
+# adding, and the dead are to be recovered there too.
+FENCE = Script("""
+redis.call('DEL', KEYS[1])
+redis.call('SET', KEYS[1], 1, 'EX', ARGV[1])
+""")
+
 # Ends what an incarnation had acknowledged and still ran: gives its message back to a list, posts
 # what has to be told of it, or both.
 END = Script("""
@@ -118,7 +125,7 @@ class Recovery:
         """
         client, keys = self.client, self.keys
         if not (left and self._holds_nothing(dead)):
-            execute(client, "SET", keys.fence(dead), 1, "EX", FENCE_TTL)
+            FENCE.run(client, [keys.fence(dead)], [FENCE_TTL])
         moved = self._give_back_moved(dead)
         claims = execute(client, "HGETALL", keys.claims(dead))
         newest_first = sorted(claims, key=lambda tag: _time_of(claims[tag]), reverse=True)

@@ -65,6 +65,7 @@ GARBAGE = [
 ]
 
 
+@pytest.mark.promise(8)
 @pytest.mark.parametrize("pool", ["prefork", "solo"])
 def test_what_is_no_message_costs_nothing(fleet: Fleet, valkey_private: Any, pool: str) -> None:
     """Garbage in a queue is set aside, with one line each; the worker does the tasks around it."""
@@ -85,6 +86,7 @@ def test_what_is_no_message_costs_nothing(fleet: Fleet, valkey_private: Any, poo
     wait_for(lambda: held(valkey_private) == 0, "all is acknowledged")
 
 
+@pytest.mark.promise(8)
 def test_a_task_that_cannot_be_decoded_costs_nothing(fleet: Fleet, valkey_private: Any) -> None:
     """What Celery refuses it drops; what would end its worker is set aside; others are done."""
     worker = fleet.start("worker")
@@ -137,6 +139,7 @@ def test_a_record_that_the_script_reads_and_python_does_not_stays(
 # -- what is gone, or is not what it was ------------------------------------------------------
 
 
+@pytest.mark.promise(1)
 def test_a_queue_that_was_deleted_meanwhile_gets_its_messages_back(world: World) -> None:
     """What a dead worker held of a queue that is gone is there when somebody consumes it again."""
     node = world.node(A)
@@ -150,6 +153,7 @@ def test_a_queue_that_was_deleted_meanwhile_gets_its_messages_back(world: World)
     assert {message.headers["id"] for message in messages} == {"task-1", "task-2", "task-3"}
 
 
+@pytest.mark.promise(1)
 def test_one_that_cannot_be_moved_does_not_keep_the_others(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -196,18 +200,18 @@ def demoted(server: Any) -> Iterator[None]:
         client.replicaof("NO", "ONE")
 
 
-@pytest.mark.parametrize("trouble", [full, demoted])
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.promise(8)
+@pytest.mark.parametrize(("trouble", "pool"), [(full, "threads"), (demoted, "prefork")])
 def test_a_broker_that_refuses_loses_nothing(
     fleet: Fleet, valkey_private: Any, trouble: Trouble, pool: str
 ) -> None:
     """While the broker refuses to write, tasks run on, nothing runs twice, and nobody dies."""
     workers = fleet.start_all(2, pool=pool)
-    fleet.send("sleep", 12, 1.5)
+    fleet.send("sleep", 12, 1.0)
     wait_for(lambda: len(fleet.running()) == 4, "all work")
     with trouble(valkey_private):
         wait_for(lambda: len(fleet.by_number("end")) >= 4, "some come to their end")
-        time.sleep(6)
+        time.sleep(3)
     fleet.wait_ended(12)
     fleet.send("sleep", 4, 0.0, first=12)
     fleet.wait_ended(16)
@@ -224,6 +228,7 @@ def test_a_broker_that_refuses_loses_nothing(
         assert all(worker.lines("read only replica") for worker in workers)
 
 
+@pytest.mark.promise(1)
 @pytest.mark.parametrize("trouble", [full, demoted])
 def test_a_death_while_the_broker_refuses_is_recovered(
     fleet: Fleet, valkey_private: Any, trouble: Trouble
@@ -251,6 +256,7 @@ def test_a_death_while_the_broker_refuses_is_recovered(
 # -- settings that contradict each other ------------------------------------------------------
 
 
+@pytest.mark.promise(3)
 def test_a_visibility_timeout_that_is_far_too_short_is_named(
     fleet: Fleet, valkey_private: Any
 ) -> None:

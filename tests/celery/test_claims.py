@@ -27,6 +27,7 @@ def world(valkey: Any) -> Iterator[World]:
         yield world
 
 
+@pytest.mark.promise(1)
 def test_what_is_taken_is_on_record_at_once(world: World) -> None:
     """A message that a claiming consumer has got is claimed, and in Kombu's own records."""
     world.send(1)
@@ -72,6 +73,7 @@ def test_an_ack_leaves_nothing(world: World, idle: bool) -> None:
     assert world.waiting() == []
 
 
+@pytest.mark.promise(2)
 @pytest.mark.parametrize("idle", [False, True], ids=["by claim", "after waiting"])
 def test_the_dead_lose_what_they_held_to_the_queue(world: World, idle: bool) -> None:
     """Recovery puts back all that an incarnation held, once, with a count, and no more."""
@@ -91,6 +93,7 @@ def test_the_dead_lose_what_they_held_to_the_queue(world: World, idle: bool) -> 
     assert all(message.headers["redelivered"] for message in messages)
 
 
+@pytest.mark.promise(6)
 def test_what_comes_back_stands_where_it_was(world: World) -> None:
     """Recovered messages keep their priority, and stand ahead of what came later."""
     node = world.node(A, prefetch=4)
@@ -106,6 +109,7 @@ def test_what_comes_back_stands_where_it_was(world: World) -> None:
     assert world.waiting("tasks\x06\x166") == [6, 7, 8]
 
 
+@pytest.mark.promise(6)
 def test_who_is_idle_takes_the_oldest_first(world: World) -> None:
     """What comes back while others wait for it is taken in the order in which it was before."""
     node = world.node(A)
@@ -124,6 +128,7 @@ def test_who_is_idle_takes_the_oldest_first(world: World) -> None:
     assert taken == ["task-1", "task-2", "task-3"]
 
 
+@pytest.mark.promise(6)
 @pytest.mark.parametrize("limit", ["MOST_BACK", "MUCH"])
 def test_more_than_moves_at_once_comes_back_in_order(
     world: World, monkeypatch: pytest.MonkeyPatch, limit: str
@@ -138,6 +143,7 @@ def test_more_than_moves_at_once_comes_back_in_order(
     assert world.waiting() == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.promise(6)
 def test_a_renewal_keeps_the_order(world: World) -> None:
     """What was renewed together comes back as it was taken, and ahead of what was taken later."""
     node = world.node(A, prefetch=20)
@@ -154,6 +160,7 @@ def test_a_renewal_keeps_the_order(world: World) -> None:
     assert world.waiting() == list(range(10))
 
 
+@pytest.mark.promise(4)
 def test_a_zombie_changes_nothing_for_the_new_owner(world: World) -> None:
     """After the hand-over, ack, reject, requeue and restore by the old owner have no effect."""
     zombie = world.node(A)
@@ -174,6 +181,7 @@ def test_a_zombie_changes_nothing_for_the_new_owner(world: World) -> None:
     assert len(world.recovery.recover(B)) == 4
 
 
+@pytest.mark.promise(3)
 def test_the_visibility_timeout_of_others_ends_a_claim(world: World) -> None:
     """When a stock consumer took a message over, neither ack nor recovery of the claim acts."""
     node = world.node(A)
@@ -189,6 +197,7 @@ def test_the_visibility_timeout_of_others_ends_a_claim(world: World) -> None:
     assert world.waiting() == []
 
 
+@pytest.mark.promise(3)
 def test_stock_consumers_are_never_touched(world: World) -> None:
     """What a consumer without claims holds is no affair of recovery."""
     world.send(1)
@@ -199,6 +208,7 @@ def test_stock_consumers_are_never_touched(world: World) -> None:
     assert world.client.hlen("unacked") == 1
 
 
+@pytest.mark.promise(4)
 def test_the_fenced_take_nothing_by_claim(world: World) -> None:
     """An incarnation that was declared dead gets no message, and is told so."""
     node = world.node(A)
@@ -210,6 +220,7 @@ def test_the_fenced_take_nothing_by_claim(world: World) -> None:
     assert world.waiting() == [1]
 
 
+@pytest.mark.promise(4)
 def test_the_fenced_keep_nothing_that_they_waited_for(world: World) -> None:
     """A message that comes to one who was fenced while it waited goes back to the queue."""
     node = world.node(A)
@@ -225,6 +236,7 @@ def test_the_fenced_keep_nothing_that_they_waited_for(world: World) -> None:
     assert not world.client.exists("unacked", "heartbeat:{test}:claims:a#1")
 
 
+@pytest.mark.promise(1)
 def test_nothing_is_lost_while_nobody_has_it(world: World) -> None:
     """A message that left its queue for one who waits, and dies before it reads, comes back."""
     node = world.node(A)
@@ -278,6 +290,7 @@ def test_priorities_are_waited_for_too(world: World) -> None:
     assert world.waiting("tasks\x06\x166") == [1, 2]
 
 
+@pytest.mark.promise(8)
 @pytest.mark.parametrize("broken", ["claim_command", "wait_command"])
 def test_a_bug_of_ours_costs_no_message(
     world: World,
@@ -326,6 +339,7 @@ class _Mortal:
         return counted if callable(command) else command
 
 
+@pytest.mark.promise(1)
 @pytest.mark.parametrize("at_once", [1, 100])
 def test_a_recovery_that_is_cut_off_anywhere_is_finished_by_another(
     world: World, monkeypatch: pytest.MonkeyPatch, at_once: int
@@ -377,6 +391,7 @@ def test_what_cannot_be_read_stays_and_is_reported(
     assert world.recovery.holders() == {A: True}
 
 
+@pytest.mark.promise(3)
 def test_renewal_keeps_what_is_held(world: World) -> None:
     """What a living incarnation holds and renews, no visibility timeout gives to others."""
     node = world.node(A)
@@ -406,6 +421,7 @@ def test_renewal_stands_what_the_consumer_does_meanwhile(world: World) -> None:
     assert len(claims.held) > 1
 
 
+@pytest.mark.promise(1)
 def test_what_was_claimed_and_never_arrived_goes_back(world: World) -> None:
     """A reply that was lost with its connection costs no message."""
     node = world.node(A)
@@ -471,6 +487,7 @@ def _run_early(node: Node, count: int, *, on_lost: str) -> list[str]:
     return started.added
 
 
+@pytest.mark.promise(5)
 def test_what_outlived_its_owners_is_dead_lettered(world: World) -> None:
     """After so many recoveries a message leaves its queue, whole, with the reason, once."""
     world.send(1, priority=6)
@@ -550,6 +567,7 @@ def test_dead_letters_can_be_deleted(world: World) -> None:
     assert letters.purge() == 0
 
 
+@pytest.mark.promise(1)
 def test_what_cannot_be_dead_lettered_stays(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """If the dead letters' name is taken by something else, one line says so; nothing is lost."""
     world.send(1)
@@ -570,6 +588,7 @@ def test_what_cannot_be_dead_lettered_stays(world: World, caplog: pytest.LogCapt
     assert recovery.holders() == {}
 
 
+@pytest.mark.promise(7)
 def test_what_is_acknowledged_early_is_kept_until_it_ends(world: World) -> None:
     """The ack of a task that runs on keeps its message; its end deletes it."""
     node = world.node(A)
@@ -581,6 +600,7 @@ def test_what_is_acknowledged_early_is_kept_until_it_ends(world: World) -> None:
     assert not world.client.exists(world.keys.running(A))
 
 
+@pytest.mark.promise(7)
 @pytest.mark.parametrize("left", [False, True])
 def test_what_ran_on_is_told_or_queued_again(world: World, left: bool) -> None:
     """Of what ran on, one kind is posted as lost, and the other is back in its queue, counted."""
@@ -598,6 +618,7 @@ def test_what_ran_on_is_told_or_queued_again(world: World, left: bool) -> None:
     assert world.recovery.holders() == {}
 
 
+@pytest.mark.promise(5)
 def test_what_is_run_again_comes_to_an_end_too(world: World) -> None:
     """A task that asks to be run again when it is lost is dead-lettered as others are."""
     world.send(1)
@@ -610,6 +631,7 @@ def test_what_is_run_again_comes_to_an_end_too(world: World) -> None:
     assert [verdict.kind for verdict in world.verdicts()] == [Kind.DEAD_LETTERED]
 
 
+@pytest.mark.promise(4)
 def test_a_zombie_that_acknowledges_early_keeps_nothing(world: World) -> None:
     """What was taken over from a worker is not on record as running there."""
     zombie = world.node(A)
@@ -623,6 +645,7 @@ def test_a_zombie_that_acknowledges_early_keeps_nothing(world: World) -> None:
     assert world.waiting() == [1]
 
 
+@pytest.mark.promise(8)
 def test_a_bug_in_the_account_of_what_runs_costs_no_ack(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -27,8 +27,9 @@ end
 return redis.call('PUBLISH', prefix .. 'beats', beat)
 """
 
-# KEYS: {prefix}watched:{me}. ARGV: ZADD or ZREM, and its arguments.
+# KEYS: {prefix}watched:{me}. ARGV: ZADD or ZREM, and its arguments. No channel has an empty name.
 TELL = """
+redis.call('ZREM', KEYS[1], '')
 redis.call(ARGV[1], KEYS[1], unpack(ARGV, 2))
 redis.call('PEXPIRE', KEYS[1], 60000)
 """

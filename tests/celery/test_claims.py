@@ -618,6 +618,29 @@ def test_what_ran_on_is_told_or_queued_again(world: World, left: bool) -> None:
     assert world.recovery.holders() == {}
 
 
+@pytest.mark.promise(2)
+def test_what_ran_on_is_told_or_queued_again_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two observers who have read what ran on, one gives it back and tells of it."""
+    node = world.node(A)
+    world.send(1, 2)
+    _run_early(node, 1, on_lost="fail")
+    _run_early(node, 1, on_lost="rerun")
+    node.die()
+    end = Recovery._end
+
+    def be_slow(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(Recovery, "_end", end)
+        assert world.recover(A) == ["task-2"]
+        return end(*args, **kwargs)
+
+    monkeypatch.setattr(Recovery, "_end", be_slow)
+    assert world.recover(A) == []
+    assert world.waiting() == [2]
+    assert [verdict.task_id for verdict in world.verdicts()] == ["task-1"]
+
+
 @pytest.mark.promise(5)
 def test_what_is_run_again_comes_to_an_end_too(world: World) -> None:
     """A task that asks to be run again when it is lost is dead-lettered as others are."""

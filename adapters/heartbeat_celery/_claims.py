@@ -24,17 +24,18 @@ same step in which it came, the next one's who waits. So no connection has to be
 import json
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
+import redis
 
 from heartbeat_celery._keys import Keys
 from heartbeat_celery._running import Early
 from heartbeat_celery._scripts import Client, Script, execute
 from heartbeat_core import Incarnation
 
-__all__ = ("CLAIM", "FENCE_TTL", "GIVE_BACK", "MOST", "SCRIPTS", "Claims", "Popped", "shut")
+__all__ = ("CLAIM", "FENCE_TTL", "MOST", "SCRIPTS", "Claims", "Popped", "give_back", "read", "shut")
 
 logger = logging.getLogger("heartbeat_celery")
 
@@ -43,6 +44,12 @@ MOST = 16
 
 SHARE = 32
 """Beyond the first, one message more is claimed for each so many that stand in a list."""
+
+MOST_BACK = 100
+"""How many messages are given back at once, at most."""
+
+MUCH = 1_000_000
+"""With so many bytes of them no more messages are read at once."""
 
 FENCE_TTL = 86_400
 """For so many seconds an incarnation that was declared dead can learn of it."""
@@ -141,7 +148,8 @@ return #taken > 0 and taken
 )
 
 # Shuts an incarnation: what came for it and was not claimed goes back ahead of all others, and
-# nothing more comes.
+# nothing more comes. What removes comes first: a server that is full refuses a script that begins
+# by adding.
 SHUT = Script("""
 local items = {}
 for i = 2, #KEYS, 2 do
@@ -149,8 +157,8 @@ for i = 2, #KEYS, 2 do
   while redis.call('TYPE', moved)['ok'] == 'list' do
     items[#items + 1] = {list, redis.call('LMOVE', moved, list, 'LEFT', 'RIGHT')}
   end
-  redis.call('SET', moved, 'shut', 'EX', ARGV[1])
   redis.call('SREM', KEYS[1], list)
+  redis.call('SET', moved, 'shut', 'EX', ARGV[1])
 end
 return items
 """)
@@ -174,49 +182,90 @@ return 1
 """
 )
 
-# Gives a message back to its list, or to another one if that is named, and posts what has to be
-# told of it. Nothing is deleted before it is certain that the list takes it.
+# Gives messages back to their lists, each to another one if that is named, and posts what has to be
+# told of them. Of what it gives back to a list the last stands ahead; and who waits for that list
+# is served when the script has ended, so it is the first for him too. Nothing is deleted before it
+# is certain that the list takes it; of each message it answers whether it moved, or why it cannot.
 GIVE_BACK = Script(
     _LIST_OF
     + """
-local list = list_of(ARGV[1])
-if list then
-  if ARGV[4] ~= '' then list = ARGV[4] end
-  local kind = redis.call('TYPE', list)['ok']
-  if kind ~= 'list' and kind ~= 'none' then
-    return redis.error_reply('WRONGTYPE ' .. list .. ' is a ' .. kind .. ' instead of a list')
-  end
+local function obstacle(key)
+  local kind = redis.call('TYPE', key)['ok']
+  if kind == 'list' or kind == 'none' then return nil end
+  return key .. ' is a ' .. kind .. ' instead of a list'
 end
-redis.call('HDEL', KEYS[3], ARGV[1])
-if not list then return 0 end
-redis.call('ZREM', KEYS[2], ARGV[1])
-if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
-redis.call(ARGV[3], list, ARGV[2])
-if ARGV[5] ~= '' then redis.call('RPUSH', KEYS[7], ARGV[5]) end
-return 1
+local function give_back(tag, message, push, target, verdict)
+  local list = list_of(tag)
+  if list then
+    if target ~= '' then list = target end
+    local why = obstacle(list) or verdict ~= '' and obstacle(KEYS[7])
+    if why then return why end
+  end
+  redis.call('HDEL', KEYS[3], tag)
+  if not list then return 0 end
+  redis.call('ZREM', KEYS[2], tag)
+  if redis.call('HDEL', KEYS[1], tag) == 0 then return 0 end
+  redis.call(push, list, message)
+  if verdict ~= '' then redis.call('RPUSH', KEYS[7], verdict) end
+  return 1
+end
+local answers = {}
+for i = 1, #ARGV, 5 do
+  answers[#answers + 1] = give_back(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
+end
+return answers
 """
 )
 
-# Keeps the visibility timeout of stock Kombu from taking what a living incarnation holds.
+# Puts something into a list, where it then stands once.
+SET_ASIDE = Script("""
+redis.call('LREM', KEYS[1], 1, ARGV[1])
+return redis.call('LPUSH', KEYS[1], ARGV[1])
+""")
+
+# Reads messages by their tags: the first, and as many more as are not too much at once.
+READ = Script("""
+local items, size = {}, 0
+for i = 2, #ARGV do
+  if size >= tonumber(ARGV[1]) then break end
+  local item = redis.call('HGET', KEYS[1], ARGV[i])
+  items[i - 1] = item
+  size = size + (item and #item or 0)
+end
+return items
+""")
+
+# Keeps the visibility timeout of stock Kombu from taking what a living incarnation holds. The order
+# in which it was taken stays, and all of it is older than what is claimed next. A server that is
+# full refuses to add, unless a script has removed something before.
 RENEW = Script(
     _NOW
     + """
-local time = now()
 local claims = redis.call('HGETALL', KEYS[3])
+local held = {}
 for i = 1, #claims, 2 do
   local tag = claims[i]
   local claimed, list = string.match(claims[i + 1], '^(%S+) (.*)$')
   local score = redis.call('ZSCORE', KEYS[2], tag)
   if score and tonumber(score) == tonumber(claimed) then
-    redis.call('ZADD', KEYS[2], time, tag)
-    redis.call('HSET', KEYS[3], tag, time .. ' ' .. list)
+    held[#held + 1] = {tag, list, tonumber(score)}
   end
 end
-return #claims / 2
+table.sort(held, function(one, other) return one[3] < other[3] end)
+for i, each in ipairs(held) do
+  local time = now(i - #held)
+  redis.call('ZREM', KEYS[2], each[1])
+  redis.call('ZADD', KEYS[2], time, each[1])
+  redis.call('HSET', KEYS[3], each[1], time .. ' ' .. each[2])
+end
+return #held
 """
 )
 
-SCRIPTS = (CLAIM, SHUT, RELEASE, GIVE_BACK, RENEW)
+Move = tuple[str | bytes, str | bytes, str, str, str]
+"""A tag; what is put into a list, and by which command; another list and a verdict, or nothing."""
+
+SCRIPTS = (CLAIM, SHUT, SET_ASIDE, RELEASE, GIVE_BACK, READ, RENEW)
 
 
 @attrs.frozen
@@ -237,8 +286,11 @@ class Popped:
 
     @property
     def tag(self) -> str:
-        """Give the delivery tag of one that is recorded."""
-        return str(json.loads(self.item)["properties"]["delivery_tag"])
+        """Give the delivery tag of one that is recorded; empty if it cannot be read."""
+        try:
+            return str(json.loads(self.item)["properties"]["delivery_tag"])
+        except (ValueError, TypeError, LookupError):
+            return ""
 
 
 @attrs.define
@@ -351,9 +403,22 @@ class Claims:
             message: What to put back.
             last: Whether it goes behind all the others instead of ahead of them.
         """
-        keys = [*self.keys.of(self.held.pop(tag)), self.keys.verdicts]
         push = "LPUSH" if last else "RPUSH"
-        return bool(GIVE_BACK.run(client, keys, [tag, message, push, "", ""]))
+        move = (tag, message, push, "", "")
+        return give_back(client, self.keys, self.held.pop(tag), [move]) == [1]
+
+    def set_aside(self, client: Client, popped: Popped) -> str:
+        """Put what cannot be delivered among the dead letters; tell where it is then."""
+        letters, item = self.keys.dead_letters, popped.item
+        if not popped.recorded:
+            try:
+                SET_ASIDE.run(client, [letters], [item])
+            except redis.ResponseError as exc:
+                return f"nowhere, since it cannot be put into {letters}: {exc}: {item[:1000]!r}"
+            return letters
+        move = (popped.tag, item, "LPUSH", letters, "")
+        moved = give_back(client, self.keys, popped.me, [move]) == [1]
+        return letters if moved else self.keys.unacked
 
     def renew(self, client: Client, me: Incarnation) -> None:
         """Begin the visibility timeout of all that this worker holds anew."""
@@ -376,21 +441,51 @@ class Claims:
             but: The tags of what it got, and does not hold yet.
         """
         claims = execute(client, "HGETALL", self.keys.claims(me))
+        here = {*self.held, *but}
+        lost = [tag for tag in claims if tag.decode() not in here]
         # The oldest last, so that it stands ahead of the others.
-        for tag in sorted(claims, key=claims.__getitem__, reverse=True):
-            name = tag.decode()
-            if name in self.held or name in but:
-                continue
-            message = ""
-            raw = execute(client, "HGET", self.keys.unacked, tag)
-            try:
-                if raw is not None:
-                    message = json.dumps(json.loads(raw)[0])
-            except (ValueError, TypeError, LookupError) as exc:
-                logger.error("heartbeat: message %s never came, and cannot be read: %r", name, exc)
-                continue
-            keys = [*self.keys.of(me), self.keys.verdicts]
-            GIVE_BACK.run(client, keys, [name, message, "RPUSH", "", ""])
+        for batch in read(client, self.keys, sorted(lost, key=claims.__getitem__, reverse=True)):
+            moves: list[Move] = []
+            for tag, raw in batch:
+                try:
+                    message = json.dumps(json.loads(raw)[0]) if raw is not None else ""
+                except (ValueError, TypeError, LookupError) as exc:
+                    name = tag.decode()
+                    logger.error(
+                        "heartbeat: message %s never came, and cannot be read: %r", name, exc
+                    )
+                    continue
+                moves.append((tag, message, "RPUSH", "", ""))
+            give_back(client, self.keys, me, moves)
+
+
+def read(
+    client: Client, keys: Keys, tags: Sequence[bytes]
+) -> Iterator[list[tuple[bytes, bytes | None]]]:
+    """Read what is not acknowledged, as much of it as may be given back at once. Blocks.
+
+    Yields:
+        Tags with their messages, and ``None`` for one that is gone.
+    """
+    while tags:
+        items = READ.run(client, [keys.unacked], [MUCH, *tags[:MOST_BACK]])
+        yield list(zip(tags, items, strict=False))
+        tags = tags[len(items) :]
+
+
+def give_back(
+    client: Client, keys: Keys, owner: Incarnation, moves: Sequence[Move]
+) -> list[int | bytes]:
+    """Move messages out of the claims of their owner, each in one step with all of it. Blocks.
+
+    Returns:
+        Of each whether it moved, or why it cannot.
+    """
+    if not moves:
+        return []
+    arguments = [each for move in moves for each in move]
+    answers: list[int | bytes] = GIVE_BACK.run(client, [*keys.of(owner), keys.verdicts], arguments)
+    return answers
 
 
 def shut(

@@ -72,7 +72,6 @@ class _Claiming(_Mixin):
     _refused_until = 0.0
     _brpop_sent_at: float | None = None
     _no_lines_until = 0.0
-    _refusal = ""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Claimed, and not delivered yet.
@@ -83,6 +82,8 @@ class _Claiming(_Mixin):
         self._priorities: set[str] = set()
         self._lines = Lines(self._open_line)
         self._said: set[str] = set()
+        # What is refused now, and why.
+        self._refusals: dict[str, str] = {}
         super().__init__(*args, **kwargs)
 
     # -- what Kombu calls ---------------------------------------------------------------------
@@ -226,17 +227,19 @@ class _Claiming(_Mixin):
         except self.ResponseError as exc:
             # One who waits and was shut is told that his own list is none.
             if asked != "BLMOVE" or not is_shut(exc):
-                self._refuse(exc)
+                self._refuse(asked, exc)
             return False
+        self._refusals.pop(asked, None)
         if asked != "BLMOVE":
             self._is_in_doubt = False
         return reply
 
-    def _refuse(self, exc: Exception) -> None:
+    def _refuse(self, asked: str, exc: Exception) -> None:
         # Out of memory, say: the messages are safe where they are.
         self._refused_until = monotonic() + PAUSE_AFTER_REFUSAL
-        if str(exc) != self._refusal:
-            self._refusal = str(exc)
+        is_known = str(exc) in self._refusals.values()
+        self._refusals[asked] = str(exc)
+        if not is_known:
             logger.error("heartbeat: the broker refuses to hand out messages: %s", exc)
 
     def _take(self, reply: list[tuple[int, bytes, int]]) -> None:
@@ -244,7 +247,6 @@ class _Claiming(_Mixin):
         assert self._claimant is not None
         self._open = set()
         self._is_idle, self._is_woken = self._is_woken, False
-        self._refusal = ""
         for place, item, recorded in reply:
             list_ = self._asked_of[place - 1]
             self._claimed.append(Popped(list_, item, self._claimant, recorded == 1))
@@ -255,7 +257,11 @@ class _Claiming(_Mixin):
         """Deliver what was claimed; what nobody wants any more goes back."""
         is_unwanted = False
         while self._claimed:
-            popped = self._claimed.popleft()
+            popped = self._claimed[0]
+            message = self._read_message(popped)
+            self._claimed.popleft()
+            if message is None:
+                continue
             queue = self._base(popped.list).removeprefix(self.global_keyprefix)
             if popped.recorded and (self._closing or queue not in self.connection._callbacks):
                 is_unwanted = True
@@ -263,17 +269,43 @@ class _Claiming(_Mixin):
             self._queue_cycle.rotate(queue)
             self.popped = popped if popped.recorded else None
             try:
-                self.connection._deliver(loads(bytes_to_str(popped.item)), queue)
+                self.connection._deliver(message, queue)
+            except Exception as exc:
+                if self.popped is None:
+                    raise  # It was delivered, and this is the affair of who received it.
+                self._set_aside(popped, exc)
             finally:
                 self.popped = None
         if is_unwanted:
             self._recall()
 
+    def _read_message(self, popped: Popped) -> dict[str, Any] | None:
+        """Read a message; what is none is set aside."""
+        try:
+            message: dict[str, Any] = loads(bytes_to_str(popped.item))
+            message["properties"]["delivery_tag"]
+        except (ValueError, TypeError, LookupError) as exc:
+            self._set_aside(popped, exc)
+            return None
+        return message
+
+    def _set_aside(self, popped: Popped, exc: Exception) -> None:
+        """Keep what nobody can begin anything with; with stock Kombu it would end each worker."""
+        assert self.claims is not None
+        with self.conn_or_acquire() as client:
+            where = self.claims.set_aside(client, popped)
+        logger.error(
+            "heartbeat: what came from %s is no message (%r), and stands in %s",
+            popped.list,
+            exc,
+            where,
+        )
+
     def _recall(self) -> None:
         """Put back what was claimed and did not come, or was not wanted."""
         assert self.claims is not None
         assert self._claimant is not None
-        here = {popped.tag for popped in self._claimed if popped.recorded}
+        here = {popped.tag for popped in self._claimed if popped.recorded} - {""}
         with self.conn_or_acquire() as client:
             # By its answer the broker has done what was sent over a connection before.
             client.ping()
@@ -344,8 +376,10 @@ class _Claiming(_Mixin):
     def _line_ended(self, command: tuple[Any, ...], reply: Any) -> None:
         if isinstance(reply, Exception):
             if not is_shut(reply):
-                self._refuse(reply)
-        elif reply is not None:
+                self._refuse(command[0], reply)
+            return
+        self._refusals.pop(command[0], None)
+        if reply is not None:
             self._open.add(command[1])
             self._or_by_stock(self._wake)
 

@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 import redis
 
-from heartbeat_celery._claims import FENCE_TTL, GIVE_BACK, shut
+from heartbeat_celery._claims import FENCE_TTL, give_back, read, shut
 from heartbeat_celery._dead_letters import DEAD_LETTER, RECOVERIES
 from heartbeat_celery._keys import Keys
 from heartbeat_celery._qos import mark_redelivered
@@ -26,6 +26,13 @@ from heartbeat_core import BeatError, Incarnation
 __all__ = ("Recovered", "Recovery")
 
 logger = logging.getLogger("heartbeat_celery")
+
+# Puts up a fence. What removes comes first: a server that is full refuses a script that begins by
+# adding, and the dead are to be recovered there too.
+FENCE = Script("""
+redis.call('DEL', KEYS[1])
+redis.call('SET', KEYS[1], 1, 'EX', ARGV[1])
+""")
 
 # Ends what an incarnation had acknowledged and still ran: gives its message back to a list, posts
 # what has to be told of it, or both.
@@ -118,15 +125,13 @@ class Recovery:
         """
         client, keys = self.client, self.keys
         if not (left and self._holds_nothing(dead)):
-            execute(client, "SET", keys.fence(dead), 1, "EX", FENCE_TTL)
+            FENCE.run(client, [keys.fence(dead)], [FENCE_TTL])
         moved = self._give_back_moved(dead)
         claims = execute(client, "HGETALL", keys.claims(dead))
         newest_first = sorted(claims, key=lambda tag: _time_of(claims[tag]), reverse=True)
         recovered: list[Recovered] = []
-        for tag in newest_first:
-            list_ = claims[tag].partition(b" ")[2].decode()
-            each = self._give_back(dead, tag, list_, counted=not left)
-            recovered += [each] if each else []
+        for batch in read(client, keys, newest_first):
+            recovered += self._give_back(dead, batch, claims, counted=not left)
         # After the claims: until now a late answer could turn one of them into one of these.
         for tag, entry in execute(client, "HGETALL", keys.running(dead)).items():
             each = self._end(dead, tag, entry, left=left)
@@ -149,21 +154,42 @@ class Recovery:
         return [_read_recovered(item, self.keys.queue_of(list_)) for list_, item in items]
 
     def _give_back(
-        self, owner: Incarnation, tag: bytes, list_: str, *, counted: bool
-    ) -> Recovered | None:
-        """Move a message that was claimed."""
-        raw = execute(self.client, "HGET", self.keys.unacked, tag)
-        move = _Move("", "RPUSH", "", "", None)
-        if raw is not None:
-            try:
-                move = self._move(owner, list_, json.loads(raw)[0], counted=counted)
-            except (ValueError, TypeError, LookupError, AttributeError) as exc:
-                self._say(owner, tag, f"cannot be read, and stays in {self.keys.unacked}: {exc!r}")
-                return None
-        arguments = [tag, move.message, move.push, move.list, move.verdict]
-        keys = [*self.keys.of(owner), self.keys.verdicts]
-        is_done = self._run(GIVE_BACK, keys, arguments, owner, tag)
-        return move.recovered if is_done else None
+        self,
+        owner: Incarnation,
+        batch: list[tuple[bytes, bytes | None]],
+        claims: dict[bytes, bytes],
+        *,
+        counted: bool,
+    ) -> list[Recovered]:
+        """Move messages that were claimed; those that cannot be moved do not keep the others."""
+        moves: dict[bytes, _Move] = {}
+        for tag, raw in batch:
+            list_ = claims[tag].partition(b" ")[2].decode()
+            move = _Move("", "RPUSH", "", "", None)
+            if raw is not None:
+                try:
+                    move = self._move(owner, list_, json.loads(raw)[0], counted=counted)
+                except (ValueError, TypeError, LookupError, AttributeError) as exc:
+                    where = self.keys.unacked
+                    self._say(owner, tag, f"cannot be read, and stays in {where}: {exc!r}")
+                    continue
+            moves[tag] = move
+        answers = give_back(
+            self.client,
+            self.keys,
+            owner,
+            [
+                (tag, move.message, move.push, move.list, move.verdict)
+                for tag, move in moves.items()
+            ],
+        )
+        recovered: list[Recovered] = []
+        for (tag, move), answer in zip(moves.items(), answers, strict=True):
+            if isinstance(answer, bytes):
+                self._say(owner, tag, f"cannot be moved, and stays where it is: {answer.decode()}")
+            elif answer and move.recovered:
+                recovered.append(move.recovered)
+        return recovered
 
     def _end(self, owner: Incarnation, tag: bytes, entry: bytes, *, left: bool) -> Recovered | None:
         """Move or report what was acknowledged, and ran."""
@@ -181,7 +207,14 @@ class Recovery:
             return None
         arguments = [tag, move.list, move.message, move.push, move.verdict]
         lists = [keys.running(owner), keys.verdicts]
-        return move.recovered if self._run(END, lists, arguments, owner, tag) else None
+        try:
+            is_done = END.run(self.client, lists, arguments)
+        except redis.ResponseError as exc:
+            if not str(exc).startswith("WRONGTYPE"):
+                raise
+            self._say(owner, tag, f"cannot be moved, and stays where it is: {exc}")
+            return None
+        return move.recovered if is_done else None
 
     def _move(
         self, owner: Incarnation, list_: str, message: dict[str, Any], *, counted: bool
@@ -221,23 +254,6 @@ class Recovery:
             recoveries=int(message["headers"].get(RECOVERIES) or 0),
             message=message,
         )
-
-    def _run(
-        self,
-        script: Script,
-        keys: list[str],
-        arguments: list[Any],
-        owner: Incarnation,
-        tag: bytes,
-    ) -> bool:
-        """Run a script that moves one message, unless the broker refuses that."""
-        try:
-            return bool(script.run(self.client, keys, arguments))
-        except redis.ResponseError as exc:
-            if not str(exc).startswith("WRONGTYPE"):
-                raise
-            self._say(owner, tag, f"cannot be moved, and stays where it is: {exc}")
-            return False
 
     def _say(self, owner: Incarnation, tag: bytes, what: str) -> None:
         """Report a message once; it is looked at again and again."""

@@ -118,6 +118,14 @@ class RedisCustody:
 
     async def renew(self) -> None:
         """Keep the visibility timeout from taking what this worker holds."""
+        timeout, expire = self.claims.keys.visibility_timeout, self.heartbeat.settings.expire
+        if timeout <= expire:
+            logger.warning(
+                "heartbeat: visibility_timeout (%g s) must be longer than expire (%g s): after so "
+                "long Kombu gives away what a silent worker holds, before it is known to be dead",
+                timeout,
+                expire,
+            )
         while True:
             await anyio.sleep(self.claims.keys.renew_every)
             me = self.claims.incarnation

@@ -8,12 +8,14 @@ now = now[1] * 1000 + math.floor(now[2] / 1000)
 """
 
 # KEYS: {prefix}beat:{node}, {prefix}nodes. ARGV: the ttl in seconds, a space and the beat.
-# Whatever the server can tell from these does not go over the wire with every beat.
+# Whatever the server can tell from these does not go over the wire with every beat. What removes
+# comes first: a server that is full refuses a script that begins by adding.
 PUBLISH = f"""{_NOW}
 local ttl, beat = string.match(ARGV[1], '^(%S+) (.*)$')
 ttl = math.floor(ttl * 1000 + 0.5)
 local prefix = string.sub(KEYS[2], 1, -1 - #'nodes')
 local node = string.sub(KEYS[1], 1 + #prefix + #'beat:')
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', '(' .. now)
 if ttl > 0 then
   redis.call('SET', KEYS[1], beat, 'PX', ttl)
   redis.call('ZADD', KEYS[2], now + ttl, node)
@@ -22,12 +24,12 @@ else
   redis.call('DEL', KEYS[1])
   redis.call('ZREM', KEYS[2], node)
 end
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', '(' .. now)
 return redis.call('PUBLISH', prefix .. 'beats', beat)
 """
 
-# KEYS: {prefix}watched:{me}. ARGV: ZADD or ZREM, and its arguments.
+# KEYS: {prefix}watched:{me}. ARGV: ZADD or ZREM, and its arguments. No channel has an empty name.
 TELL = """
+redis.call('ZREM', KEYS[1], '')
 redis.call(ARGV[1], KEYS[1], unpack(ARGV, 2))
 redis.call('PEXPIRE', KEYS[1], 60000)
 """

@@ -91,6 +91,8 @@ def test_only_a_death_that_held_a_task_explains_that_it_ran_again(
     assert chaos.judge(starts, ends, deaths) == Verdict(**expected)
 
 
+@pytest.mark.promise(2)
+@pytest.mark.promise(1)
 @pytest.mark.parametrize("trickle", [False, True], ids=["full", "trickling"])
 def test_kills_under_load_lose_nothing(valkey: Any, tmp_path: pathlib.Path, trickle: bool) -> None:
     """Kills under load, of observers in a recovery too, lose no task and double none."""

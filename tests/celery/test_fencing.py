@@ -53,6 +53,7 @@ def starts(fleet: Fleet, worker: Worker, recoveries: int) -> list[int]:
     ]
 
 
+@pytest.mark.promise(4)
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
 def test_what_was_taken_is_dropped(fleet: Fleet, pool: str) -> None:
     """Who wakes up robbed begins nothing of what it had fetched, and works on as somebody new."""
@@ -82,6 +83,7 @@ def test_what_was_taken_is_stopped_if_that_is_asked_for(fleet: Fleet) -> None:
     assert any(each >= 1 for each in starts(fleet, victim, 0)), victim.log.read_text()
 
 
+@pytest.mark.promise(4)
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_the_result_is_the_new_owners(fleet: Fleet, pool: str) -> None:
     """What a robbed worker brings to its end stores no result, though it is the first."""

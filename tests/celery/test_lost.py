@@ -81,6 +81,7 @@ def sig(app: celery.Celery, name: str, *args: Any, **options: Any) -> Any:
     return app.signature(f"lost_app.{name}", args, app=app, **options)
 
 
+@pytest.mark.promise(5)
 def test_a_poisonous_message_ends_in_the_dead_letter_queue(
     fleet: LostFleet, app: celery.Celery
 ) -> None:
@@ -111,6 +112,7 @@ def test_a_poisonous_message_ends_in_the_dead_letter_queue(
     assert fleet.left() == {"heartbeat.fleet.dead-letters"}
 
 
+@pytest.mark.promise(7)
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_who_waits_for_a_lost_task_is_told(fleet: LostFleet, app: celery.Celery, pool: str) -> None:
     """A task that was acknowledged early and is gone fails; all that hang on it react, once."""
@@ -147,6 +149,7 @@ def test_who_waits_for_a_lost_task_is_told(fleet: LostFleet, app: celery.Celery,
     assert fleet.left() == set()
 
 
+@pytest.mark.promise(7)
 def test_chords_and_chains_with_a_lost_member_fail(fleet: LostFleet, app: celery.Celery) -> None:
     """A chord one of whose members is lost fails, and so does what is chained to a lost task."""
     first = fleet.start("first", concurrency=4)
@@ -313,6 +316,7 @@ def test_nodes_are_announced_by_who_observes(fleet: LostFleet) -> None:
     assert left["node"] == "third@here"
 
 
+@pytest.mark.promise(4)
 def test_who_was_taken_for_dead_is_told(fleet: LostFleet) -> None:
     """A worker that wakes after its death sends ``fenced``, as the life that is over."""
     fleet.environ["CELERY_HEARTBEAT_EXPIRE"] = "5"

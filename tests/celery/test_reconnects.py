@@ -43,6 +43,7 @@ def refused(proxy: Proxy) -> Iterator[None]:
     proxy.heal()
 
 
+@pytest.mark.promise(3)
 @pytest.mark.parametrize("broken", [dropped, refused])
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
 def test_each_task_runs_once(fleet: Fleet, proxy: Proxy, broken: Broken, pool: str) -> None:

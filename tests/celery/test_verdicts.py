@@ -110,6 +110,7 @@ def court(valkey: Any) -> Iterator[Court]:
     gc.collect()
 
 
+@pytest.mark.promise(7)
 def test_a_verdict_is_told_once(court: Court, caplog: pytest.LogCaptureFixture) -> None:
     """The result is a failure, error callbacks run, and a signal and a line say so."""
     message = court.message(link_error=court.app.signature("call"))
@@ -288,6 +289,7 @@ class _Killed(BaseException):
     """The teller is gone."""
 
 
+@pytest.mark.promise(7)
 @pytest.mark.parametrize(
     ("owner", "name"),
     [

@@ -68,6 +68,7 @@ def waiting(world: World) -> int:
     return sum(world.client.llen(queue.name) for queue in QUEUES)
 
 
+@pytest.mark.promise(1)
 def test_nothing_is_lost_between_several_queues_and_who_waits(world: World) -> None:
     """What left any of several queues for one who waits, and dies before it reads, comes back."""
     node = idle(world, A)
@@ -153,6 +154,7 @@ def test_who_may_not_take_what_came_gives_it_back(world: World) -> None:
     assert world.moved(A, "c") == []
 
 
+@pytest.mark.promise(4)
 def test_the_fenced_get_nothing_that_they_waited_for(world: World) -> None:
     """Nothing leaves its queue for one who was declared dead while it waited."""
     node = idle(world, A)
@@ -232,6 +234,7 @@ def test_a_line_that_breaks_is_replaced(world: World) -> None:
     node.take(3)
 
 
+@pytest.mark.promise(8)
 def test_without_connections_to_wait_over_it_looks(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -438,6 +441,7 @@ class Mortal:
         self.process.wait()
 
 
+@pytest.mark.promise(1)
 @pytest.mark.parametrize("seed", range(2))
 def test_who_is_killed_when_messages_come_loses_none(
     world: World, tmp_path: pathlib.Path, seed: int

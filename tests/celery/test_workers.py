@@ -39,6 +39,7 @@ def alarms(fleet: Fleet) -> list[str]:
     ]
 
 
+@pytest.mark.promise(2)
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_killed_workers_tasks_run_elsewhere(fleet: Fleet, pool: str) -> None:
     """What a killed worker ran or held runs on the others, each task once there."""
@@ -97,6 +98,7 @@ def test_a_cold_or_soft_stop_is_no_death(fleet: Fleet, soft: float) -> None:
     assert fleet.left_over() == {}
 
 
+@pytest.mark.promise(3)
 @pytest.mark.slow
 def test_long_tasks_are_left_alone(fleet: Fleet) -> None:
     """In no pool does a minute of sleep or of pure Python make a worker look dead."""
@@ -116,6 +118,7 @@ def test_long_tasks_are_left_alone(fleet: Fleet) -> None:
     assert not [line for line in alarms(fleet) if "-> dead" in line or "back in" in line]
 
 
+@pytest.mark.promise(1)
 def test_a_fleet_that_died_is_recovered_by_the_next_worker(fleet: Fleet) -> None:
     """When everybody died, the first worker that starts gives back what they held."""
     workers = fleet.start_all(2)
@@ -166,6 +169,7 @@ def test_a_fleet_in_shards_recovers_its_own_and_the_deserted(fleet: Fleet) -> No
     wait_for(lambda: "unacked" not in fleet.left_over(), "all is acknowledged")
 
 
+@pytest.mark.promise(8)
 @pytest.mark.parametrize(
     ("environ", "said"),
     [
@@ -202,6 +206,7 @@ def test_an_option_of_the_worker_overrides_a_setting(fleet: Fleet) -> None:
     assert list(fleet.client.scan_iter("*:beat:*")) == ["heartbeat:{fleet}:beat:quick@here"]
 
 
+@pytest.mark.promise(8)
 def test_switched_off_it_does_nothing(fleet: Fleet) -> None:
     """With ``enabled`` off there is no beat, no claim and no word."""
     fleet.environ["CELERY_HEARTBEAT_ENABLED"] = "false"
@@ -272,6 +277,7 @@ def test_on_another_kind_of_broker_the_worker_goes_on(tmp_path: pathlib.Path) ->
         assert not worker.lines("Traceback")
 
 
+@pytest.mark.promise(8)
 def test_a_broker_that_is_away_at_first_is_waited_for(
     valkey_private: Any, tmp_path: pathlib.Path
 ) -> None:

@@ -33,8 +33,8 @@ from heartbeat_celery._settings import RecoverySettings
 from heartbeat_celery._telling import Telling
 from heartbeat_core import Heartbeat, Incarnation
 from heartbeat_kombu import AmqpTransport
-from heartbeat_kombu._calls import Calls
-from heartbeat_kombu._line import Broker as Address
+from heartbeat_kombu.connections import Broker as Address
+from heartbeat_kombu.connections import Calls
 
 __all__ = ("RabbitBroker", "calls_of")
 

@@ -9,8 +9,7 @@ import amqp
 import attrs
 
 from heartbeat_celery._native import native_lock
-from heartbeat_kombu._line import Broker, Line
-from heartbeat_kombu._reader import Mailbox, Reader
+from heartbeat_kombu.connections import Broker, Line, Mailbox, Reader
 
 __all__ = ("NEVER", "Delivery", "Holding", "declare")
 

@@ -16,8 +16,7 @@ from heartbeat_celery._rabbit_names import Names
 from heartbeat_celery._rabbit_record import Record
 from heartbeat_celery._running import Running
 from heartbeat_core import Incarnation
-from heartbeat_kombu._line import Broker, Line
-from heartbeat_kombu._reader import Mailbox
+from heartbeat_kombu.connections import Broker, Line, Mailbox
 
 __all__ = ("Records",)
 

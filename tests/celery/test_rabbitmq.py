@@ -1,6 +1,7 @@
 """Workers on RabbitMQ: hung ones, lost tasks, poison, and what is wrong with the broker."""
 
 import gc
+import http.server
 import json
 import os
 import pathlib
@@ -8,6 +9,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -132,11 +134,11 @@ def sig(app: celery.Celery, name: str, *args: Any, **options: Any) -> Any:
 
 def test_what_a_stopped_worker_holds_runs_elsewhere(fleet: RabbitFleet) -> None:
     """A worker that stands still is dead after ``expire``, and its connection is closed."""
-    fleet.environ["CELERY_HEARTBEAT_EXPIRE"] = "4"
+    fleet.conf.update(QUICK)
     first, second = fleet.start_all(2)
     for worker, other in ((first, second), (second, first)):
         wait_for(lambda w=worker, o=other: w.lines(f"{o.name}@here beats"), "they know each other")
-    fleet.send("sleep", 1, 8.0)
+    fleet.send("sleep", 1, 6.0)
     stopped = fleet.wait_running(0)
     other = second if stopped is first else first
     stopped.kill_group(signal.SIGSTOP)
@@ -488,6 +490,26 @@ def test_a_management_api_that_does_not_work_is_named(rabbitmq: Any, url: str, s
         management.close_consumers("no such queue", "a test")
     assert said in str(raised.value)
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("channel", ['{"channel_details": []}', "{}"])
+def test_a_connection_that_is_not_known_yet_is_no_error(channel: str) -> None:
+    """The management API knows of a consumer before it knows of its connection."""
+
+    class Early(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(f'{{"consumer_details": [{channel}]}}'.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Early) as server:
+        threading.Thread(target=server.handle_request).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        management = Management.at(url, virtual_host="/", user="", password="")
+        assert management.close_consumers("a queue", "a test") == set()
 
 
 @pytest.mark.parametrize(

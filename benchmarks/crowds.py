@@ -100,7 +100,7 @@ class AmqpCrowd(Crowd):
         """Hold the batons."""
         import amqp  # noqa: PLC0415
 
-        from heartbeat_kombu._names import name_of  # noqa: PLC0415
+        from heartbeat_kombu.connections import name_of  # noqa: PLC0415
 
         self._amqp: Any = amqp
         self._exchange = name_of(self.namespace)

@@ -12,13 +12,16 @@ import attrs
 from heartbeat_celery._keys import Keys
 from heartbeat_celery._scripts import Client, Script, execute
 
-__all__ = ("DEAD_LETTER", "RECOVERIES", "DeadLetter", "DeadLetters")
+__all__ = ("DEAD_LETTER", "DELIVERY", "RECOVERIES", "DeadLetter", "DeadLetters")
 
 DEAD_LETTER = "heartbeat_dead_letter"
 """The header in which a dead letter carries why it is one."""
 
 RECOVERIES = "heartbeat_recoveries"
 """The header in which a message carries how many of its owners died."""
+
+DELIVERY = "heartbeat_delivery"
+"""The header by which a worker tells one delivery of a message from others, on RabbitMQ."""
 
 # Looks first: whoever else has taken it has it.
 REQUEUE = Script("""

@@ -24,8 +24,7 @@ from celery.events.event import get_exchange
 
 from heartbeat_celery._event_workers import EVENTS, Worker, Workers
 from heartbeat_core import no_fork
-from heartbeat_kombu._line import BACKLOG, Broker, Line
-from heartbeat_kombu._reader import Mailbox, Reader
+from heartbeat_kombu.connections import BACKLOG, Broker, Line, Mailbox, Reader
 from heartbeat_redis._connections import own
 
 __all__ = (

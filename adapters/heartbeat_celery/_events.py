@@ -15,10 +15,8 @@ from heartbeat_celery._event_readers import AmqpEvents, EventsReader, RedisBroke
 from heartbeat_celery._event_readers import declare as declare_exchange
 from heartbeat_celery._event_workers import ECHO, EventError, Workers, read_echo, read_event
 from heartbeat_core import Incarnation, TransportError
-from heartbeat_kombu._calls import Calls
-from heartbeat_kombu._line import Broker, Line
-from heartbeat_kombu._names import name_of
-from heartbeat_kombu._transport import KombuTransport
+from heartbeat_kombu import KombuTransport
+from heartbeat_kombu.connections import Broker, Calls, Line, name_of
 
 __all__ = ("EventsTransport",)
 

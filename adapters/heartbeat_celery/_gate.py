@@ -22,7 +22,7 @@ import attrs
 from celery import Celery
 from celery.app.task import Context
 
-from heartbeat_celery._dead_letters import RECOVERIES
+from heartbeat_celery._dead_letters import DELIVERY, RECOVERIES
 
 __all__ = ("PATIENCE", "Gate", "run_of", "unguarded")
 
@@ -38,7 +38,8 @@ _MARKS = ("mark_as_done", "mark_as_failure", "mark_as_retry")
 
 def run_of(task_id: str, headers: dict[str, Any] | None, *, redelivered: bool) -> str:
     """Name one run of a task: when it is delivered again, that is another."""
-    return f"{task_id} {(headers or {}).get(RECOVERIES, 0)} {bool(redelivered):d}"
+    given = headers or {}
+    return f"{task_id} {given.get(RECOVERIES, 0)} {given.get(DELIVERY, '')} {bool(redelivered):d}"
 
 
 @attrs.define(eq=False)

@@ -13,7 +13,7 @@ def hang_up(sock: Any) -> None:
     The socket may be one of TLS's or of a greenlet library's: theirs belong to the thread that
     uses them, so the system is asked directly.
     """
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # Its owner may have closed it.
         raw = _socket.socket(fileno=sock.fileno())
         try:
             raw.shutdown(_socket.SHUT_RDWR)

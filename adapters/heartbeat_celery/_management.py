@@ -111,7 +111,9 @@ class Management:
             raise ManagementError(f"{self.url} does not tell of a queue: {_said(status)}")
         try:
             details = json.loads(body).get("consumer_details", ())
-            return {str(each["channel_details"]["connection_name"]) for each in details}
+            # Of a channel that has only just been opened it does not know the connection yet.
+            known = [found for each in details if (found := each.get("channel_details"))]
+            return {str(each["connection_name"]) for each in known}
         except (ValueError, LookupError, TypeError, AttributeError) as exc:
             raise ManagementError(f"{self.url} is no management API of RabbitMQ's") from exc
 

@@ -15,12 +15,12 @@ from typing import Any
 import amqp
 import attrs
 from celery import Celery
-from celery.worker import state
 
 from heartbeat_celery._announcer import Announcer
+from heartbeat_celery._dead_letters import DELIVERY
 from heartbeat_celery._fencing import Fencing, active_requests
 from heartbeat_celery._hang_up import hang_up
-from heartbeat_celery._management import Management
+from heartbeat_celery._management import Management, ManagementError
 from heartbeat_celery._native import InWorker, native_lock
 from heartbeat_celery._rabbit_calls import RabbitCalls
 from heartbeat_celery._rabbit_custody import RabbitCustody
@@ -33,8 +33,8 @@ from heartbeat_celery._settings import RecoverySettings
 from heartbeat_celery._telling import Telling
 from heartbeat_core import Heartbeat, Incarnation
 from heartbeat_kombu import AmqpTransport
-from heartbeat_kombu._calls import Calls
-from heartbeat_kombu._line import Broker as Address
+from heartbeat_kombu.connections import Broker as Address
+from heartbeat_kombu.connections import Calls
 
 __all__ = ("RabbitBroker", "calls_of")
 
@@ -42,6 +42,9 @@ logger = logging.getLogger("heartbeat_celery")
 
 TIMEOUT = 2.0
 """After so many seconds without an answer the broker counts as away."""
+
+MOMENT = 0.5
+"""For so many seconds a message may wait until it is on its way to whoever has room for it."""
 
 EXPIRES = 60_000
 """So many milliseconds the queue of who holds what outlives its last connection."""
@@ -68,6 +71,7 @@ class RabbitBroker:
         running: The tasks that run although their messages are acknowledged.
         records: Where those of them are kept, while that is possible.
         fencing: Deals with what this worker runs that others run too.
+        poison: Takes poison out of this worker's way. The consumer's thread uses it.
         incarnation: As whom this worker takes messages now.
         came: When the last message came.
 
@@ -83,11 +87,13 @@ class RabbitBroker:
     on_fenced: Callable[[Incarnation], None] = attrs.field(default=_nothing, init=False)
     running: Running = attrs.field(init=False)
     fencing: Fencing = attrs.field(init=False)
+    poison: Poison = attrs.field(init=False)
     records: Records | None = attrs.field(default=None, init=False)
     incarnation: Incarnation | None = attrs.field(default=None, init=False)
     _management: Management | None = attrs.field(default=None, init=False)
     _heartbeat: Heartbeat | None = attrs.field(default=None, init=False)
     _calls: RabbitCalls | None = attrs.field(default=None, init=False)
+    _attached: "_Attached | None" = attrs.field(default=None, init=False)
     _attachments: Any = attrs.field(factory=itertools.count, init=False)
     came: float = attrs.field(factory=time.monotonic, init=False)
     _keeps_records: bool = attrs.field(default=True, init=False)
@@ -97,6 +103,9 @@ class RabbitBroker:
         """Begin with no task, and look at the settings."""
         self.running = Running(self.app, self.settings.on_lost)
         self.fencing = Fencing(self.settings.on_fenced)
+        # Of its own: under greenlets a connection belongs to the thread that has opened it.
+        calls = calls_of(self.app, f"heartbeat poison of {self.node}")
+        self.poison = Poison(self.names, self.node, self.settings.max_recoveries, calls)
         if self.management_url is None:
             return
         connection: Any = self.app.connection_for_read()
@@ -139,9 +148,8 @@ class RabbitBroker:
             self.incarnation = None
 
     def may_begin(self, request: Any) -> bool:
-        """Say yes: RabbitMQ takes nothing from a connection that stands."""
-        del request
-        return True
+        """Tell whether its connection stands: RabbitMQ has handed on what another one held."""
+        return bool(request.message.channel.is_open)
 
     def custody(
         self, heartbeat: Heartbeat, announcer: Announcer, in_worker: InWorker
@@ -173,14 +181,17 @@ class RabbitBroker:
         # All that still runs was taken over a connection that is lost, and so comes back.
         self.fencing.refuse_results(each for each in active_requests() if not each.acknowledged)
         self.came = time.monotonic()
-        _Attached(self, consumer.task_consumer, str(next(self._attachments))).watch(consumer)
+        attached = _Attached(self, consumer.task_consumer, str(next(self._attachments)))
+        attached.watch(consumer)
+        self._attached = attached
 
     def waits(self, consumer: Any) -> float | None:
         """Tell since when nothing came, if there is room for more."""
-        room = consumer.qos is not None and (
-            not consumer.qos.value or len(state.reserved_requests) < consumer.qos.value
-        )
-        return self.came if room else None
+        attached, qos = self._attached, consumer.qos
+        if attached is None or qos is None:
+            return None
+        # Celery does not count what waits for its rate limit; RabbitMQ does.
+        return self.came if not qos.value or attached.unanswered < qos.value else None
 
     def owes(self, consumer: Any) -> bool:
         """Tell whether there is something that should have come. Blocks for a few round trips."""
@@ -194,14 +205,34 @@ class RabbitBroker:
         def ask(channel: Any) -> bool:
             return any(channel.queue_declare(name, passive=True).message_count for name in queues)
 
-        return bool(self._reach().run(ask))
+        came = self.came
+        if not self._reach().run(ask):
+            return False
+        # That may have come a moment ago, and be on its way.
+        time.sleep(MOMENT)
+        return bool(self._reach().run(ask)) and self.came == came
 
     def hang_up(self, consumer: Any) -> None:
-        """End the connection of the consumer."""
+        """End the connection of the consumer; what is lost on its way to here comes back."""
         connection: Any = getattr(consumer.connection, "_connection", None)
         sock = getattr(getattr(connection, "transport", None), "sock", None)
         if sock is not None:
-            hang_up(sock)
+            threading.Thread(target=self._hang_up, args=(sock,), daemon=True).start()
+
+    def _hang_up(self, sock: Any) -> None:
+        me, management = self.incarnation, self._management
+        if me is not None and management is not None:
+            # In this order: it must not close the connection that comes next.
+            try:
+                management.close_consumers(self.names.holds(me), f"heartbeat: {me} hangs")
+            except ManagementError as exc:
+                logger.warning(
+                    "heartbeat: what was lost on its way to %s comes back when RabbitMQ itself "
+                    "notices: %s",
+                    self.node,
+                    exc,
+                )
+        hang_up(sock)
 
     @property
     def me(self) -> Incarnation | None:
@@ -238,10 +269,6 @@ class RabbitBroker:
                     self.node,
                 )
 
-    def poison(self) -> Poison:
-        """Give what takes poison out of this worker's way."""
-        return Poison(self.names, self.node, self.settings.max_recoveries, self._reach())
-
     def _keep_at(self, records: Records | None) -> None:
         self.records = records
 
@@ -257,21 +284,23 @@ class _Attached:
     """What stands between a worker's consumer and one of its connections.
 
     Everything is called in the consumer's thread.
+
+    Attributes:
+        unanswered: How many messages came and are neither acknowledged nor rejected.
     """
 
     broker: RabbitBroker
     task_consumer: Any
     number: str
     errors: tuple[type[Exception], ...] = ()
+    unanswered: int = attrs.field(default=0, init=False)
     _early: dict[int, Any] = attrs.field(factory=dict, init=False)
     _queues: dict[str, str] = attrs.field(factory=dict, init=False)
-    _poison: Poison = attrs.field(init=False)
     _mark: Any = attrs.field(default=None, init=False)
     _marked: Incarnation | None = attrs.field(default=None, init=False)
 
     def watch(self, consumer: Any) -> None:
         """Look at each message before the worker does, and at each answer to it."""
-        self._poison = self.broker.poison()
         self.errors = consumer.connection_errors
         me = self.broker.me
         if me is not None:
@@ -312,6 +341,7 @@ class _Attached:
 
         def on_task_received(message: Any) -> Any:
             self.broker.came = time.monotonic()
+            self.unanswered += 1
             if self._is_out_of_the_way(message):
                 return None
             return handle(message)
@@ -325,7 +355,10 @@ class _Attached:
                 assert me is not None
                 self._mark_anew(me)
             headers = message.headers
-            if "x-delivery-count" in headers and self._poison.take(message, self._queue(message)):
+            headers[DELIVERY] = f"{self.number}.{message.delivery_tag}"
+            if "x-delivery-count" in headers and self.broker.poison.take(
+                message, self._queue(message)
+            ):
                 return True
             task = self.broker.app.tasks.get(headers.get("task"))
             if task is not None and not task.acks_late:
@@ -337,18 +370,20 @@ class _Attached:
         return False
 
     def _ack(self, stock: Any, delivery_tag: int, *args: Any, **kwargs: Any) -> Any:
+        self.unanswered -= 1
         message = self._early.pop(delivery_tag, None)
         if message is not None:
             try:
                 early = self.broker.running.early(message)
                 if early is not None:
-                    key = f"{self.number}.{delivery_tag}"
+                    key = message.headers[DELIVERY]
                     self.broker.keep(early, message, key, self._queue(message))
             except Exception:
                 logger.exception("heartbeat: a task that is acknowledged early is not on record")
         return stock(delivery_tag, *args, **kwargs)
 
     def _reject(self, stock: Any, delivery_tag: int, *args: Any, **kwargs: Any) -> Any:
+        self.unanswered -= 1
         self._early.pop(delivery_tag, None)
         return stock(delivery_tag, *args, **kwargs)
 

@@ -7,8 +7,7 @@ import amqp
 import attrs
 
 from heartbeat_celery._rabbit_holding import declare
-from heartbeat_kombu._calls import Calls
-from heartbeat_kombu._line import Line
+from heartbeat_kombu.connections import Calls, Line
 
 __all__ = ("RabbitCalls",)
 

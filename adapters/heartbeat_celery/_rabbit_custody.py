@@ -28,8 +28,8 @@ from heartbeat_celery._telling import LONGEST_PAUSE, Telling
 from heartbeat_celery._threads import RETRY
 from heartbeat_celery._verdicts import Kind
 from heartbeat_core import Heartbeat, Incarnation, TransportError, in_thread
-from heartbeat_kombu._line import Broker as Address
-from heartbeat_kombu._reader import Mailbox
+from heartbeat_kombu.connections import Broker as Address
+from heartbeat_kombu.connections import Mailbox
 
 __all__ = ("RabbitCustody",)
 

@@ -1,7 +1,6 @@
 """A connection that consumes one queue, and holds what came until it is told to let it go."""
 
 import contextlib
-import threading
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +8,8 @@ from typing import Any
 import amqp
 import attrs
 
-from heartbeat_kombu._line import Broker, Line
-from heartbeat_kombu._reader import Mailbox, Reader
+from heartbeat_celery._native import native_lock
+from heartbeat_kombu.connections import Broker, Line, Mailbox, Reader
 
 __all__ = ("NEVER", "Delivery", "Holding", "declare")
 
@@ -67,7 +66,7 @@ class Holding(Reader):
         most: int,
     ) -> None:
         super().__init__(broker, name, HEARTBEAT, mailbox)
-        self._lock = self.writing = threading.Lock()
+        self._lock = self.writing = native_lock()
         self._queue = queue
         self._arguments = arguments
         self._most = most

@@ -8,6 +8,8 @@ from typing import Any
 
 import amqp
 
+from heartbeat_celery._dead_letters import DELIVERY
+
 __all__ = ("DELIVERIES", "described", "rebuilt")
 
 DELIVERIES = "x-delivery-count"
@@ -29,7 +31,7 @@ def described(message: Any, queue: str, *, with_body: bool = True) -> dict[str, 
     if isinstance(body, str):
         body = body.encode(message.content_encoding or "utf-8")
     headers = dict(message.headers)
-    for header in ("compression", DELIVERIES):  # Kombu has unpacked it.
+    for header in ("compression", DELIVERIES, DELIVERY):  # Kombu has unpacked it.
         headers.pop(header, None)
     properties = {name: value for name, value in message.properties.items() if name not in LEFT_OUT}
     properties["body_encoding"] = "base64"

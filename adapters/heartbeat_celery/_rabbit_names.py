@@ -3,7 +3,7 @@
 import attrs
 
 from heartbeat_core import Incarnation, shard_of
-from heartbeat_kombu._names import name_of
+from heartbeat_kombu.connections import name_of
 
 __all__ = ("Names",)
 

@@ -11,15 +11,12 @@ lie, so it goes to the queue of verdicts, where the observers are.
 import logging
 from typing import Any
 
-import amqp
-
 from heartbeat_celery._rabbit_holding import NEVER, Delivery, Holding
 from heartbeat_celery._rabbit_names import Names
 from heartbeat_celery._rabbit_record import Record
 from heartbeat_celery._running import Running
 from heartbeat_core import Incarnation
-from heartbeat_kombu._line import Broker, Line
-from heartbeat_kombu._reader import Mailbox
+from heartbeat_kombu.connections import Broker, Line, Mailbox
 
 __all__ = ("Records",)
 
@@ -103,7 +100,7 @@ class Records(Holding):
             if line is None or not self.alive or not line.takes_more():
                 return False
             line.post(self._queue, message)
-        except (amqp.AMQPError, OSError, ValueError) as exc:
+        except Exception as exc:  # noqa: BLE001 - greenlets have errors of their own
             logger.debug("heartbeat: a record could not be sent: %r", exc)
             if line is not None:
                 line.interrupt()  # Half of it may be sent.

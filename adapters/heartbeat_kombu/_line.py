@@ -7,7 +7,6 @@ Of Kombu its transports are used, and not what waits and tries again by itself (
 import contextlib
 import functools
 import os
-import selectors
 import socket
 import threading
 import weakref
@@ -22,6 +21,7 @@ import kombu.exceptions
 from kombu.transport.virtual import NotEquivalentError
 
 from heartbeat_core import TransportError, no_fork
+from heartbeat_kombu._readiness import Readiness
 
 __all__ = ("BACKLOG", "BLOCKED", "BlockedError", "Broker", "Line")
 
@@ -166,8 +166,7 @@ class Line:
         self.blocked = False
         self.bears_blocking = False
         self._errors = errors
-        self._waiting = selectors.DefaultSelector()
-        self._room = selectors.DefaultSelector()
+        self._readiness: Readiness | None = None
         self._transport: Any = connection.transport
         self._link: Any = None
         self._wire: Any = None
@@ -180,8 +179,7 @@ class Line:
                 self._wire = self._link.transport
                 # From here on no read and no write takes longer.
                 self._wire.sock.settimeout(timeout)
-                self._waiting.register(self._wire.sock, selectors.EVENT_READ)
-                self._room.register(self._wire.sock, selectors.EVENT_WRITE)
+                self._readiness = Readiness(self._wire.sock)
                 self._read_ahead()
             _open.add(self)
         except BaseException:
@@ -294,7 +292,7 @@ class Line:
 
     def takes_more(self) -> bool:
         """Tell whether a message can be written without waiting, on AMQP."""
-        return not self.blocked and bool(self._room.select(0))
+        return not self.blocked and self._readiness is not None and self._readiness.writable()
 
     def post(self, queue: str, message: Any) -> None:
         """Send to a queue, on AMQP, without looking what the broker has to say.
@@ -339,15 +337,15 @@ class Line:
         pending = getattr(self._wire.sock, "pending", None)
         if pending is not None and pending():
             return True
-        return any(key.fileobj is self._wire.sock for key, _ in self._waiting.select(longest))
+        return self._readiness is not None and self._readiness.readable(longest)
 
     def wake_by(self, sock: socket.socket) -> None:
         """Let ``take`` end early when something can be read from a socket.
 
         Without effect where Kombu polls, which never waits long.
         """
-        if self._wire is not None:
-            self._waiting.register(sock, selectors.EVENT_READ)
+        if self._readiness is not None:
+            self._readiness.wake_by(sock)
 
     def beat(self) -> None:
         """Send and check the AMQP heartbeat; to be called some times in each of its intervals."""
@@ -371,8 +369,8 @@ class Line:
     def drop(self) -> None:
         """Close the connection without a word."""
         _open.discard(self)
-        self._waiting.close()
-        self._room.close()
+        if self._readiness is not None:
+            self._readiness.close()
         if self._wire is not None:
             self.interrupt()
             self._close_copy()

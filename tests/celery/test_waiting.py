@@ -209,6 +209,7 @@ def test_who_stops_leaves_nothing_behind(world: World, how: str, queues: list[Qu
 def test_what_was_claimed_at_last_goes_back_too(world: World) -> None:
     """Who stops while a claim is on its way gives back what it brings."""
     world.send(1, 2)
+    CLAIM.load(world.client)  # Nobody may have claimed on this server yet.
     node = world.node(A)
     node.connection.transport.cycle.on_poll_start()
     until = time.monotonic() + 10

@@ -16,6 +16,7 @@ from consumers import A, B, Node, World, connect_again
 from kombu import Queue
 
 from heartbeat_celery import _kombu
+from heartbeat_celery._claims import CLAIM
 from heartbeat_core import Incarnation
 
 QUEUES = tuple(Queue(name, max_priority=9) for name in ("a", "b", "c"))

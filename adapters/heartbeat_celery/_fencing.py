@@ -70,10 +70,30 @@ class Fencing:
 
 
 def ask_before_each(consumer: Any, may_begin: Callable[[Any], bool]) -> None:
-    """Ask before each task of a pool that runs them in this process whether it may begin.
+    """Ask before each task whether it may begin, right before it does.
 
-    What such a pool was given it begins one day, whatever Celery has forgotten meanwhile.
+    What a worker has fetched it begins one day, whatever others have been given meanwhile. A pool
+    of processes is given no more than it runs, so it is asked before that; others are given all
+    at once, and ask in the thread that runs a task.
     """
+    if getattr(consumer.pool, "uses_semaphore", False):
+        _ask_before_given(consumer.controller, may_begin)
+    else:
+        _ask_before_run(consumer, may_begin)
+
+
+def _ask_before_given(worker: Any, may_begin: Callable[[Any], bool]) -> None:
+    give, done = worker._process_task, getattr(worker, "_quick_release", None)  # noqa: SLF001
+    if done is None:
+        return  # Without an event loop nothing waits: the pool is given all at once.
+
+    def process_task(request: Any) -> Any:
+        return give(request) if may_begin(request) else done()
+
+    worker._process_task = process_task  # noqa: SLF001
+
+
+def _ask_before_run(consumer: Any, may_begin: Callable[[Any], bool]) -> None:
     handle = consumer.on_task_request
 
     def on_task_request(request: Any) -> Any:

@@ -57,6 +57,7 @@ class RedisBroker:
         on_fenced: Called, from the consumer's thread, when the broker says that an incarnation of
             this worker is dead.
         running: The tasks that run although their messages are acknowledged.
+        fencing: Deals with what this worker runs that others run too.
         claims: What this worker holds; there is none before the broker was reached.
     """
 

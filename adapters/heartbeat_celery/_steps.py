@@ -72,8 +72,7 @@ class ConsumerStep(bootsteps.StartStopStep):
     def __init__(self, consumer: Any, **kwargs: Any) -> None:
         super().__init__(consumer, **kwargs)
         agent: Agent | None = getattr(consumer.controller, "heartbeat_agent", None)
-        # A pool of processes is given no more than it runs.
-        if agent is not None and not getattr(consumer.pool, "uses_semaphore", False):
+        if agent is not None:
             ask_before_each(consumer, agent.broker.may_begin)
 
     def start(self, consumer: Any) -> None:

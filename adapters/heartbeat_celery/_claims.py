@@ -235,12 +235,14 @@ end
 return items
 """)
 
-# Keeps the visibility timeout of stock Kombu from taking what a living incarnation holds. The order
+# Keeps the visibility timeout of stock Kombu from taking what a living incarnation holds; for one
+# that is fenced nobody does that. The order
 # in which it was taken stays, and all of it is older than what is claimed next. A server that is
 # full refuses to add, unless a script has removed something before.
 RENEW = Script(
     _NOW
     + """
+if redis.call('EXISTS', KEYS[5]) == 1 then return 0 end
 local claims = redis.call('HGETALL', KEYS[3])
 local held = {}
 for i = 1, #claims, 2 do

@@ -406,6 +406,18 @@ def test_renewal_keeps_what_is_held(world: World) -> None:
     assert not world.client.exists("unacked", "heartbeat:{test}:claims:a#1")
 
 
+@pytest.mark.promise(4)
+def test_renewal_does_nothing_for_the_fenced(world: World) -> None:
+    """What a fenced incarnation holds keeps its age, until it is recovered."""
+    world.send(1)
+    node = world.node(A)
+    (message,) = node.take(1)
+    before = world.client.zscore("unacked_index", message.delivery_tag)
+    world.client.set(world.keys.fence(A), 1)
+    node.channel.claims.renew(world.client, A)
+    assert world.client.zscore("unacked_index", message.delivery_tag) == before
+
+
 def test_renewal_stands_what_the_consumer_does_meanwhile(world: World) -> None:
     """Messages may come and go in the consumer's thread while the heartbeat's renews."""
     claims = world.node(A).channel.claims

@@ -236,9 +236,9 @@ return items
 """)
 
 # Keeps the visibility timeout of stock Kombu from taking what a living incarnation holds; for one
-# that is fenced nobody does that. The order in which it was taken stays, and all of it is older than
-# what is claimed next. A server that is full refuses to add, unless a script has removed something
-# before.
+# that is fenced nobody does that. The order in which it was taken stays, and all of it is older
+# than what is claimed next. A server that is full refuses to add, unless a script has removed
+# something before.
 RENEW = Script(
     _NOW
     + """

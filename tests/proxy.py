@@ -46,6 +46,11 @@ class Proxy:
         self._cut_up, self._cut_down = up, down
         self._settle()
 
+    def ports(self) -> set[int]:
+        """Give the ports at which the server sees its connections."""
+        with self._lock:
+            return {each.getsockname()[1] for each in self._other if each not in self._clients}
+
     def swallow(self, port: int) -> None:
         """Let nothing through any more on one connection: that which the server sees at a port."""
         with self._lock:

@@ -130,7 +130,7 @@ def test_a_connection_that_delivers_nothing_is_found(
         direct, fleet.url = fleet.url, f"redis://127.0.0.1:{proxy.port}/0"
         (worker,) = fleet.start_all(1, pool=pool)
         fleet.url = direct
-        waiting = wait_for(lambda: _waiting(fleet), "it waits for tasks")
+        waiting = wait_for(lambda: _waiting(fleet, proxy), "it waits for tasks")
         proxy.swallow(waiting)
         wait_for(lambda: worker.lines(SILENT), "it is found", 40)
         if on_stall == "restart":
@@ -144,14 +144,14 @@ def test_a_connection_that_delivers_nothing_is_found(
             assert not worker.lines("Traceback")
 
 
-def _waiting(fleet: Fleet) -> int:
-    """Give the port from which somebody waits for tasks."""
+def _waiting(fleet: Fleet, proxy: Proxy) -> int:
+    """Give the port from which a worker behind a proxy waits for tasks."""
     ports = [
         int(client["addr"].rsplit(":", 1)[1])
         for client in fleet.client.client_list()
         if client["cmd"] in {"blmove", "brpop"}
     ]
-    return ports[0] if ports else 0
+    return next((port for port in ports if port in proxy.ports()), 0)
 
 
 def test_a_broker_that_is_away_is_no_stall(valkey_private: Any, tmp_path: pathlib.Path) -> None:

@@ -168,7 +168,15 @@ class Fleet:
     def stop(self, worker: Worker, number: int = signal.SIGTERM, timeout: float = 30) -> int:
         """End a worker gracefully; give its exit code."""
         worker.process.send_signal(number)
-        code = worker.process.wait(timeout)
+        try:
+            code = worker.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            # Celery's own way to tell where each of its threads is.
+            worker.process.send_signal(signal.SIGUSR1)
+            time.sleep(2)
+            raise AssertionError(
+                f"{worker.name} does not stop:\n{worker.log.read_text()[-20_000:]}"
+            ) from None
         self.workers.remove(worker)
         return code
 

@@ -32,7 +32,8 @@ PATIENCE = 2.0
 """So many seconds at most a result waits."""
 
 SIZE = 65_536
-_HEAD = struct.Struct("dI")
+_SEEN, _LENGTH = struct.Struct("d"), struct.Struct("I")
+_HEAD = _SEEN.size + _LENGTH.size
 _MARKS = ("mark_as_done", "mark_as_failure", "mark_as_retry")
 
 
@@ -59,21 +60,24 @@ class Gate:
 
     def leave_open(self) -> None:
         """Make nobody wait, since no heartbeat looks."""
-        self._write(math.inf, self._refused())
+        _SEEN.pack_into(self._memory, 0, math.inf)
 
     def look(self) -> None:
         """Say that this worker is known now not to be dead, or that it has been refused."""
-        self._write(time.monotonic(), self._refused())
+        # Nothing else is written: another thread may refuse somebody just now.
+        _SEEN.pack_into(self._memory, 0, time.monotonic())
 
     def refuse(self, runs: Iterable[str]) -> None:
         """Refuse the results of these from now on, instead of those that were refused before."""
         refused: list[str] = []
-        size = _HEAD.size + 2
+        size = _HEAD + 2
         for run in runs:
             size += len(json.dumps(run)) + 2
             if size < SIZE:
                 refused.append(run)
-        self._write(_HEAD.unpack_from(self._memory)[0], refused)
+        data = json.dumps(refused).encode() if refused else b""
+        self._memory[_HEAD : _HEAD + len(data)] = data
+        _LENGTH.pack_into(self._memory, _SEEN.size, len(data))
 
     def wait_after_pause(self) -> None:
         """Wait until it is known whether this worker is dead, if that is in question at all.
@@ -81,7 +85,7 @@ class Gate:
         Blocks for two seconds at most.
         """
         until = time.monotonic() + PATIENCE
-        while time.monotonic() - _HEAD.unpack_from(self._memory)[0] > self.pause:
+        while time.monotonic() - _SEEN.unpack_from(self._memory)[0] > self.pause:
             if time.monotonic() > until:
                 return
             time.sleep(0.01)
@@ -89,7 +93,7 @@ class Gate:
     def admits(self, run: Callable[[], str]) -> bool:
         """Tell whether a run's result may be stored. Blocks for two seconds at most."""
         self.wait_after_pause()
-        return not _HEAD.unpack_from(self._memory)[1] or run() not in self._refused()
+        return not self._length() or run() not in self._refused()
 
     def guard(self, celery_app: Celery) -> None:
         """Stand before an app's result backend, in all threads and children to come."""
@@ -125,20 +129,15 @@ class Gate:
         guarded.behind_the_gate = mark  # type: ignore[attr-defined]
         return guarded
 
+    def _length(self) -> int:
+        return int(_LENGTH.unpack_from(self._memory, _SEEN.size)[0])
+
     def _refused(self) -> list[str]:
-        length = _HEAD.unpack_from(self._memory)[1]
-        if not length:
-            return []
         try:
-            refused: list[str] = json.loads(self._memory[_HEAD.size : _HEAD.size + length])
+            refused: list[str] = json.loads(self._memory[_HEAD : _HEAD + self._length()] or b"[]")
         except ValueError:  # It is being written.
             return []
         return refused
-
-    def _write(self, seen: float, refused: list[str]) -> None:
-        data = json.dumps(refused).encode() if refused else b""
-        self._memory[_HEAD.size : _HEAD.size + len(data)] = data
-        _HEAD.pack_into(self._memory, 0, seen, len(data))
 
 
 def unguarded(mark: Callable[..., Any]) -> Callable[..., Any]:

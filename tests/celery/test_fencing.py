@@ -108,6 +108,15 @@ def test_the_gate_knows_one_run_from_another() -> None:
     assert gate.admits(lambda: first)
 
 
+def test_a_look_lets_nobody_pass_who_was_refused() -> None:
+    """The heartbeat says again and again that it looks; that changes nothing of who is refused."""
+    gate = Gate()
+    gate.refuse(["t 0 0"])
+    gate.look()
+    gate.leave_open()
+    assert not gate.admits(lambda: "t 0 0")
+
+
 def test_the_gate_has_room_for_many() -> None:
     """Of more runs than there is room for the first are refused."""
     gate = Gate()
